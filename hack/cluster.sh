@@ -1,0 +1,10 @@
+#!/bin/bash
+# The kind cluster with the project's images and chart in it. Does only what has changed; prints what and how long.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+cd "$POOLFLEET_ROOT"
+hack/kind/up.sh
+names=$(hack/images.sh postgres pgbouncer operator)
+read -r -d '' postgres pgbouncer operator <<<"$names" || true
+hack/kind/load.sh "$postgres" "$pgbouncer" "$operator"
+hack/install.sh "$operator" "$pgbouncer"

@@ -1,0 +1,361 @@
+"""The agent's one serial loop: what is wanted in, PgBouncer loaded and watched, state out.
+
+Every TICK it looks at the mounted files (two stats), at PgBouncer's socket (one stat), and does what is due. Nothing
+else writes files or loads PgBouncer, so there is no order of events to get wrong (design section 4).
+"""
+
+import asyncio
+import time
+from typing import Final
+
+import poolfleet
+from poolfleet.agent.files import Config, Paths, Staged
+from poolfleet.agent.intake import Intake
+from poolfleet.agent.loader import Loader, Rejected
+from poolfleet.agent.logs import log
+from poolfleet.agent.probe import probe
+from poolfleet.agent.process import Console
+from poolfleet.agent.publish import Publisher
+from poolfleet.agent.reach import Reach
+from poolfleet.agent.samples import SPACING, Sample, Samples
+from poolfleet.api import names
+from poolfleet.api.wire import AgentState, DatabaseState
+from poolfleet.pgbouncer import fill, quoting, show
+from poolfleet.pgbouncer.admin import AdminError, ServerError
+
+TICK: Final = 0.1
+RETRY: Final = 1.0  # after a full disk, or a load that failed
+BUSY_SAMPLE: Final = 0.5
+QUIET_SAMPLE: Final = 2.0
+RECONNECT_AFTER: Final = 0.7  # design section 3: RELOAD; 0.7 s later, only if still above, RECONNECT
+QUIET_LOGINS: Final = 1.0  # how long a new configuration waits for logins under way (facts/pgbouncer.md 4, the race)
+READY_ANYWAY: Final = 20.0
+MAX_TRIES: Final = 2  # a configuration with which PgBouncer ends this often is refused
+PROBES_AT_ONCE: Final = 4
+PROBE_USERS: Final = 3
+
+
+class Engine:
+    """State and loop of one agent. `run` never returns; everything else is for `service` to read."""
+
+    def __init__(self, paths: Paths, port: int = names.PGBOUNCER_PORT) -> None:
+        self.paths = paths
+        self.console = Console(paths.run, port)
+        self.samples = Samples()
+        self.reach = Reach()
+        self.publisher = Publisher()
+        self.sample: Sample | None = None
+        self.gate = False  # the first grant is rendered: PgBouncer may start
+        self.draining = False
+        self.reloads = {"taken": 0, "refused": 0}
+        self.intake = Intake(paths)
+        self._loader = Loader(paths.run, self.console)
+        self._fresh = False  # this agent staged the pod's first configuration: no PgBouncer has run here before
+        self._cold: tuple[str, tuple[str, ...]] = ("", ())  # what the cold file on disk is made of
+        self._up = False
+        self._process = ""
+        self._version = ""
+        self._loaded = False  # this process has taken the grant
+        self._due = False  # the grant or the configuration is to be loaded
+        self._load_at = 0.0
+        self._tried = ("", 0)
+        self._refused = ""  # hash of a configuration that PgBouncer did not take
+        self._config_error = ""
+        self._reached = ""  # hash of the configuration whose databases `reach` was told of
+        self._shrinks: dict[str, float] = {}  # database -> when to look whether it still holds too many
+        self._ready = False
+        self._probes: set[asyncio.Task[None]] = set()
+
+    @property
+    def key(self) -> bytes | None:
+        """The pool's HMAC key, None while there is none."""
+        return next(iter(self.intake.keys), None)
+
+    @property
+    def state(self) -> AgentState:
+        """What the loop last published."""
+        return self.publisher.state
+
+    async def run(self) -> None:
+        """The loop."""
+        while True:
+            pause = TICK
+            try:
+                if self.intake.look():
+                    self._due = True
+                    self._load_at = min(self._load_at, self._linger_end())
+                self._stage()
+            except OSError as error:
+                self._trouble("a file cannot be written", error)
+                pause = RETRY
+            try:
+                if self.gate:
+                    await self._tend()
+            except AdminError as error:
+                log.warning("the admin console is lost", extra={"reason": str(error)})
+                self._up = False
+            except OSError as error:
+                self._trouble("a file cannot be written", error)
+                self._load_at = time.monotonic() + RETRY
+            self._publish()
+            await asyncio.sleep(pause)
+
+    # -- what is wanted -----------------------------------------------------------------------------------------------
+
+    def _stage(self) -> None:
+        """While no PgBouncer runs: have the cold file of the right configuration on disk, and open the gate."""
+        applied, staged = self.intake.applied, self.intake.staged
+        if applied is None or self._up:
+            return
+        wanted = self.intake.wanted()
+        if wanted is not None and (staged is None or not staged.proved):
+            self._fresh = staged is None and not self.console.socket.exists()
+            staged = Staged(wanted, proved=False)
+        if staged is None:
+            return
+        cold = (staged.config.hash, tuple(sorted(applied.grant)))
+        if cold != self._cold:
+            try:
+                self._loader.put_cold(staged.config, applied.grant)
+            except Rejected as error:
+                self._config_error = f"configuration {staged.config.hash}: {error}"
+                return
+            self._cold = cold
+        if staged is not self.intake.staged:
+            self.intake.stage(staged)
+            self._config_error = ""
+            log.info("configuration staged", extra={"config": staged.config.hash})
+        self.gate = True
+
+    # -- PgBouncer ----------------------------------------------------------------------------------------------------
+
+    async def _tend(self) -> None:
+        """Do what is due with the running PgBouncer. Raises AdminError if it went away, OSError if a disk is full."""
+        self._up = await self.console.connect()
+        if not self._up:
+            return
+        if self.console.started != self._process:
+            await self._new_process()
+        if time.monotonic() >= self._load_at and (self._due or not self._loaded or self._wanted() is not None):
+            await self._load()
+        if self._sample_due():
+            self.sample = await self.console.sample()
+            self.samples.add(self.sample)
+            for name in self.sample.databases:
+                pool = self.sample.pools.get(name, show.Pool(name, ""))
+                self.reach.seen(name, pool, self._clients(name)[1], self.sample.at)
+        await self._follow_shrinks()
+        self._start_probes()
+
+    async def _new_process(self) -> None:
+        self._process, self._loaded = self.console.started, False
+        self._ready = self.draining = False
+        self.sample = None
+        self.samples.reset()
+        self._shrinks = {}
+        self._version = await self.console.version()
+        self._load_at = self._linger_end()
+        self._fresh = False
+        log.info("PgBouncer started", extra={"started": self._process, "version": self._version})
+
+    def _linger_end(self) -> float:
+        """When the backends of this process's predecessor are gone (monotonic); at once for the pod's first one."""
+        if self._fresh:
+            return 0.0
+        since = time.time() - self.console.started_at
+        return time.monotonic() + min(max(names.LINGER_SECONDS - since, 0.0), names.LINGER_SECONDS)
+
+    def _wanted(self) -> Config | None:
+        """A configuration to load; None if there is none, or PgBouncer has refused it."""
+        wanted = self.intake.wanted()
+        return None if wanted is None or wanted.hash == self._refused else wanted
+
+    async def _load(self) -> None:
+        wanted = self._wanted()
+        if wanted is not None:
+            try:
+                await self._load_new(wanted)
+                return
+            except Rejected as error:
+                self._refuse(wanted, str(error))
+            except AdminError:
+                tries = self._tried[1] + 1 if self._tried[0] == wanted.hash else 1
+                self._tried = (wanted.hash, tries)
+                if tries >= MAX_TRIES:
+                    self._refuse(wanted, "PgBouncer ended while loading it")
+                raise
+        assert self.intake.applied is not None and self.intake.staged is not None
+        good = self.intake.staged.config
+        self._due = True
+        try:
+            await self._loader.load(good, self.intake.applied.grant, good)
+        except Rejected as error:
+            self.reloads["refused"] += 1
+            self._config_error = f"configuration {good.hash}: {error}"
+            self._load_at = time.monotonic() + RETRY
+            log.error("the last good configuration was not taken", extra={"reason": str(error)})
+            return
+        proved = self.intake.staged.proved
+        self._in_force(good)
+        if not proved:
+            self.intake.stage(Staged(good, proved=True))
+
+    async def _load_new(self, wanted: Config) -> None:
+        assert self.intake.applied is not None and self.intake.staged is not None
+        await self._quiet_logins()
+        self._due = True
+        await self._loader.load(wanted, self.intake.applied.grant, self.intake.staged.config)
+        self._in_force(wanted)
+        self.intake.stage(Staged(wanted, proved=True))
+
+    def _in_force(self, config: Config) -> None:
+        """`config` with the applied grant is loaded and verified."""
+        assert self.intake.applied is not None
+        self.reloads["taken"] += 1
+        self._due, self._loaded, self._tried = False, True, ("", 0)
+        if config.hash == self.intake.applied.config:
+            self._config_error = self._refused = ""
+        self._cold = (config.hash, tuple(sorted(self.intake.applied.grant)))
+        now = time.monotonic()
+        served = [name for name in fill.databases(config.template) if name in self.intake.applied.grant]
+        self.samples.reset(served)
+        self.sample = None
+        self._shrinks = dict.fromkeys(served, now + RECONNECT_AFTER)
+        if config.hash != self._reached:
+            self._reached = config.hash
+            self.reach.loaded(served, now)
+        else:
+            self.reach.granted(served, now)
+        log.info(
+            "loaded", extra={"rev": self.intake.applied.rev, "grant": self.intake.applied.grant, "config": config.hash}
+        )
+
+    def _refuse(self, config: Config, reason: str) -> None:
+        self.reloads["refused"] += 1
+        self._refused = config.hash
+        self._config_error = f"configuration {config.hash}: {reason}"
+        log.error("configuration refused; the last good one stays", extra={"config": config.hash, "reason": reason})
+
+    async def _quiet_logins(self) -> None:
+        """Wait until no server login is under way, for a while."""
+        deadline = time.monotonic() + QUIET_LOGINS
+        while time.monotonic() < deadline:
+            if not any(pool.sv_login for pool in (await self.console.sample()).pools.values()):
+                return
+            await asyncio.sleep(0.05)
+
+    async def _follow_shrinks(self) -> None:
+        """RECONNECT, once per load, a database that still holds more than its limit."""
+        sample = self.sample
+        if sample is None:
+            return
+        for name, due in list(self._shrinks.items()):
+            database = sample.databases.get(name)
+            if sample.at < due:
+                continue
+            if database is None or sample.held(name) <= database.limit:
+                del self._shrinks[name]
+            elif sample.pools.get(name, show.Pool(name, "")).sv_login == 0:
+                del self._shrinks[name]
+                try:
+                    await self.console.query(f"RECONNECT {quoting.identifier(name)}")
+                    log.info("reconnect, to shrink", extra={"database": name, "held": sample.held(name)})
+                except ServerError as error:
+                    log.warning("RECONNECT failed", extra={"database": name, "reason": error.text})
+
+    # -- watching -----------------------------------------------------------------------------------------------------
+
+    def _sample_due(self) -> bool:
+        sample = self.sample
+        if sample is None:
+            return True
+        age = time.monotonic() - sample.at
+        above = [name for name, database in sample.databases.items() if sample.held(name) > database.limit]
+        if any(name in self._shrinks for name in above):
+            return age >= TICK
+        if above or self.samples.count < 2 or self._shrinks:
+            return age >= SPACING
+        quiet = self._ready and not self.draining and sample.clients() == 0
+        return age >= (QUIET_SAMPLE if quiet else BUSY_SAMPLE)
+
+    def _clients(self, name: str) -> tuple[int, int]:
+        """(clients, of these waiting) of a database, the agent's own probe left out."""
+        pool = self.sample.pools.get(name, show.Pool(name, "")) if self.sample else show.Pool(name, "")
+        own = 1 if self.reach.probing(name) else 0
+        waiting = max(pool.cl_waiting - own, 0)
+        linked = pool.cl_active - (own if pool.cl_waiting == 0 else 0)
+        return max(linked, 0) + waiting, waiting
+
+    def clients_left(self, since: float) -> int:
+        """Clients of all databases, the agent's own left out; 1 while nothing was seen after `since` (monotonic)."""
+        if not self._up:
+            return 0
+        if self.sample is None or self.sample.at < since:
+            return 1
+        return sum(self._clients(name)[0] for name in self.sample.pools)
+
+    def _start_probes(self) -> None:
+        if self.sample is None or self.intake.staged is None or self.draining:
+            return
+        for name in self.reach.due(time.monotonic(), PROBES_AT_ONCE - len(self._probes)):
+            task = asyncio.create_task(self._probe(name))
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+
+    async def _probe(self, name: str) -> None:
+        assert self.sample is not None and self.intake.staged is not None
+        text = self.intake.staged.config.files.get(names.USERLIST_FILE, b"").decode(errors="replace")
+        database = self.sample.databases.get(name)
+        users = quoting.read_userlist(text)[: 1 if database is not None and database.force_user else PROBE_USERS]
+        ok, error = await probe(str(self.console.socket), name, users)
+        self.reach.result(name, ok, error, time.monotonic())
+
+    def _is_ready(self) -> bool:
+        if not self._up or self.intake.applied is None or self.sample is None:
+            return self._ready and self._up
+        if self._ready or not self._loaded:
+            return self._ready
+        loaded = {name: database.limit for name, database in self.sample.databases.items()}
+        shares = {name: self.intake.applied.share.get(name, 0) for name in loaded}
+        if all(2 * loaded[name] >= share for name, share in shares.items()):
+            return True
+        return time.time() - self.intake.applied.first >= READY_ANYWAY
+
+    def _publish(self) -> None:
+        self._ready = self._is_ready()
+        sample = self.sample if self._up else None
+        applied = self.intake.applied
+        databases: dict[str, DatabaseState] = {}
+        for name, database in sample.databases.items() if sample else ():
+            clients, waiting = self._clients(name)
+            reachable, error = self.reach.state(name)
+            databases[name] = DatabaseState(
+                loaded=database.limit,
+                held=self.samples.held(name),
+                samples=self.samples.samples(name),
+                clients=clients,
+                waiting=waiting,
+                reachable=reachable,
+                error=error,
+            )
+        self.publisher.publish(
+            AgentState(
+                server=applied.server if applied else "",
+                pod=self.intake.pod,
+                seq=0,
+                rev=applied.rev if applied else 0,
+                config=self.intake.staged.config.hash if self.intake.staged else "",
+                config_error=self._config_error,
+                started=self._process if self._up else "",
+                databases=databases,
+                max_wait=max((pool.maxwait_us for pool in sample.pools.values()), default=0) / 1e6 if sample else 0.0,
+                pids=sample.pids if sample else (),
+                draining=self.draining,
+                ready=self._ready,
+                version=poolfleet.__version__,
+                pgbouncer=self._version,
+            )
+        )
+
+    def _trouble(self, what: str, error: OSError) -> None:
+        log.error(what, extra={"reason": str(error)})

@@ -1,0 +1,107 @@
+"""The PgBouncer beside the agent: is it there, is it still the same process, what does it say.
+
+A process is identified by its admin socket: a PgBouncer that starts makes a new one (inode and modification time). The
+connection is known to belong to the process whose socket was there before and after connecting.
+"""
+
+import time
+from pathlib import Path
+from typing import Final
+
+from poolfleet.agent.samples import Sample
+from poolfleet.api import names
+from poolfleet.pgbouncer import show
+from poolfleet.pgbouncer.admin import AdminError, Connection, Rows, ServerError
+
+TIMEOUT: Final = 5.0
+
+
+class Console:
+    """The admin console of whichever PgBouncer runs. Used by one task only."""
+
+    def __init__(self, run: Path, port: int = names.PGBOUNCER_PORT) -> None:
+        self.socket = run / f".s.PGSQL.{port}"
+        self._connection: Connection | None = None
+        self.started = ""  # identity of the process that the connection belongs to
+        self.started_at = 0.0  # when it made its socket, seconds since the epoch
+
+    async def connect(self) -> bool:
+        """Be connected to the running PgBouncer; False if none answers. Cheap while nothing changed: one stat."""
+        before = self._identity()
+        if self._connection is not None:
+            if before is not None and before[0] == self.started and not self._connection.ended:
+                return True
+            self.drop()
+        if before is None:
+            return False
+        try:
+            connection = await self.fresh()
+        except AdminError:
+            return False
+        if self._identity() != before:
+            connection.close()
+            return False
+        self._connection = connection
+        self.started, self.started_at = before
+        return True
+
+    async def fresh(self) -> Connection:
+        """A further admin connection, which the caller closes. Raises AdminError."""
+        return await Connection.open(
+            str(self.socket), user=show.ADMIN_DATABASE, database=show.ADMIN_DATABASE, timeout=TIMEOUT
+        )
+
+    def drop(self) -> None:
+        """Forget the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def query(self, sql: str) -> Rows:
+        """One admin command. Raises ServerError if PgBouncer refuses it; any other AdminError ends the connection."""
+        if self._connection is None:
+            raise AdminError("not connected")
+        try:
+            return await self._connection.query(sql, TIMEOUT)
+        except ServerError as error:
+            if error.text.startswith("FATAL"):
+                self.drop()
+                raise AdminError(error.text) from error
+            raise
+        except BaseException:
+            self.drop()
+            raise
+
+    async def sample(self) -> Sample:
+        """Databases, pools and servers as of now. Raises AdminError."""
+        try:
+            databases = show.databases(await self.query("SHOW DATABASES"))
+            pools = show.pools(await self.query("SHOW POOLS"))
+            servers = show.servers(await self.query("SHOW SERVERS"))
+        except ValueError as error:
+            raise AdminError(str(error)) from error
+        return Sample(
+            at=time.monotonic(),
+            databases={database.name: database for database in databases},
+            pools=show.by_database(pools),
+            pids=tuple(sorted(server.remote_pid for server in servers if server.remote_pid)),
+        )
+
+    async def marker(self) -> str:
+        """Marker of the file that was loaded completely last. Raises AdminError."""
+        try:
+            return show.config(await self.query("SHOW CONFIG")).get("syslog_ident", "")
+        except ValueError as error:
+            raise AdminError(str(error)) from error
+
+    async def version(self) -> str:
+        """Such as "PgBouncer 1.26.1". Raises AdminError."""
+        return show.version(await self.query("SHOW VERSION"))
+
+    def _identity(self) -> tuple[str, float] | None:
+        try:
+            status = self.socket.stat()
+        except OSError:
+            return None
+        # Not ctime: PgBouncer changes the socket's mode just after it has made it.
+        return f"{status.st_ino}-{status.st_mtime_ns}", status.st_mtime

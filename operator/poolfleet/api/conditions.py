@@ -1,0 +1,50 @@
+"""Condition types and reasons. A reason is a constant here and nowhere else. Standard library only."""
+
+from typing import Final
+
+# kstatus (facts/kopf.md E.4)
+READY: Final = "Ready"
+RECONCILING: Final = "Reconciling"
+STALLED: Final = "Stalled"
+# domain
+SERVER_REACHABLE: Final = "ServerReachable"
+BUDGET_SATISFIED: Final = "BudgetSatisfied"
+CREDENTIALS_CURRENT: Final = "CredentialsCurrent"
+
+
+class Reason:
+    """Reasons, CamelCase as the API conventions want them."""
+
+    # good
+    AS_WISHED: Final = "AsWished"
+    SERVING: Final = "Serving"
+    REACHABLE: Final = "Reachable"
+    WITHIN_BUDGET: Final = "WithinBudget"
+    LOADED: Final = "Loaded"
+    PAUSED: Final = "Paused"
+    # on the way
+    PROGRESSING: Final = "Progressing"
+    WAITING_FOR_PODS: Final = "WaitingForPods"
+    WAITING_FOR_GRANTS: Final = "WaitingForGrants"
+    WAITING_FOR_SERVER: Final = "WaitingForServer"
+    LOADING: Final = "Loading"
+    SHRINKING: Final = "Shrinking"
+    UNKNOWN: Final = "Unknown"
+    # the user can mend it
+    INVALID_SPEC: Final = "InvalidSpec"
+    SECRET_NOT_FOUND: Final = "SecretNotFound"
+    SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"
+    INVALID_CREDENTIALS: Final = "InvalidCredentials"  # a value that cannot be written into a PgBouncer file
+    PARAMETER_NOT_ALLOWED: Final = "ParameterNotAllowed"
+    INVALID_TEMPLATE: Final = "InvalidTemplate"
+    RESOURCE_CONFLICT: Final = "ResourceConflict"  # an object of that name exists and is not ours
+    SERVER_NOT_FOUND: Final = "ServerNotFound"
+    SERVER_IN_USE: Final = "ServerInUse"  # an older PgPool has this PgServer
+    NAMESPACE_NOT_ALLOWED: Final = "NamespaceNotAllowed"
+    BUDGET_TOO_SMALL: Final = "BudgetTooSmall"
+    BUDGET_UNKNOWN: Final = "BudgetUnknown"
+    OVER_BUDGET: Final = "OverBudget"
+    UNREACHABLE: Final = "Unreachable"
+    AUTHENTICATION_FAILED: Final = "AuthenticationFailed"
+    CONFIG_REFUSED: Final = "ConfigRefused"  # PgBouncer did not take the new file; the last good one is in force
+    REPLICA_FAILURE: Final = "ReplicaFailure"

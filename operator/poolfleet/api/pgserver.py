@@ -1,0 +1,245 @@
+"""PgServer: one PostgreSQL server and how many connections the pools may open to it (design sections 2 and 3)."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictInt, StrictStr
+
+from poolfleet.api.base import (
+    ATOMIC_LIST,
+    NAME_RULES,
+    Condition,
+    Count,
+    CredentialsSecretRef,
+    Host,
+    IntOrString,
+    Metadata,
+    Model,
+    ObjectName,
+    Port,
+    Rule,
+    SecretKey,
+    conditions_field,
+    list_map,
+)
+
+TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+"""PgBouncer's server_tls_sslmode."""
+
+MAX_CONNECTIONS = 262143
+"""PostgreSQL's own upper bound of max_connections (MAX_BACKENDS)."""
+
+_PERCENT = re.compile(r"(100|[1-9]?[0-9])%")
+
+Headroom = Annotated[
+    IntOrString,
+    Field(union_mode="left_to_right"),
+    Rule(
+        "type(self) == int ? int(self) >= 0 && int(self) <= 262143 "
+        ": string(self).size() <= 4 && string(self).matches('^(100|[1-9]?[0-9])%$')",
+        'must be a number of connections (0 or more) or a percentage such as "10%"',
+        lambda value: (
+            0 <= value <= MAX_CONNECTIONS if isinstance(value, int) else _PERCENT.fullmatch(value) is not None
+        ),
+    ),
+]
+
+
+class CaSecretRef(Model):
+    """Where the certificates to trust are."""
+
+    name: ObjectName = Field(description="Name of the Secret, in the same namespace.")
+    key: SecretKey = Field(
+        default="ca.crt", description="Key of the Secret that holds one or more certificates in PEM."
+    )
+
+
+class ServerTls(Model):
+    """TLS between PgBouncer and the server."""
+
+    mode: TlsMode = Field(
+        default="prefer",
+        description="As PgBouncer's server_tls_sslmode. disable: no TLS. allow, prefer: TLS if the server has it, "
+        "unchecked. require: TLS or nothing, the certificate is not checked. verify-ca: the certificate must come from "
+        "a trusted CA. verify-full: and it must be made out for `host`.",
+    )
+    ca_secret_ref: CaSecretRef | None = Field(
+        default=None,
+        description="CA certificates to trust in verify-ca and verify-full. Left out: the bundle of the PgBouncer "
+        "image (the public CAs).",
+    )
+
+
+class PgServerSpec(Model):
+    """One PostgreSQL server, and how much of it the pools may use."""
+
+    rules = (
+        Rule(
+            "has(self.maxConnections) || has(self.adminSecretRef)",
+            "set maxConnections to the server's max_connections, or adminSecretRef so that it can be discovered",
+            lambda spec: spec.max_connections is not None or spec.admin_secret_ref is not None,
+        ),
+    )
+
+    host: Host = Field(
+        description="DNS name or IP address of the server. May be changed, for example in an emergency failover: the "
+        "pods load it and reconnect."
+    )
+    port: Port = Field(default=5432, description="TCP port of the server.")
+    tls: ServerTls = Field(default=ServerTls(), description="TLS between PgBouncer and the server.")
+    max_connections: Annotated[StrictInt, Field(ge=1, le=MAX_CONNECTIONS)] | None = Field(
+        default=None,
+        description="The server's max_connections, in connections. Left out: discovered with adminSecretRef. If both "
+        "are known the smaller one counts.",
+    )
+    headroom: Headroom = Field(
+        default="10%",
+        description="Connections kept free for everyone who does not come through a PgPool: a number of connections, "
+        "or a percentage of max_connections, rounded up.",
+    )
+    admin_secret_ref: CredentialsSecretRef | None = Field(
+        default=None,
+        description="A login of the operator itself, for reading max_connections, reserved connections and sessions; "
+        "the role needs nothing but membership in pg_monitor. It takes 2 connections of the budget. Left out: the "
+        "operator never connects to the server, so a database that scales to zero stays asleep.",
+    )
+    discovery_interval_seconds: Annotated[StrictInt, Field(ge=1, le=86400)] = Field(
+        default=300, description="Seconds between two reads of the server's settings. Only with adminSecretRef."
+    )
+
+
+# Status: for the schema only, so loose on purpose. A ledger that the API server refuses is worse than an odd number.
+
+Instant = Annotated[StrictStr, Field(json_schema_extra={"format": "date-time"})]
+"""RFC 3339 with fractions of a second where they matter."""
+
+
+class DiscoveryCandidate(Model):
+    """Larger values that were read once; they count after a second equal read at least 60 seconds later."""
+
+    max_connections: Count | None = Field(default=None, description="max_connections as read, in connections.")
+    superuser_reserved: Count | None = Field(
+        default=None, description="superuser_reserved_connections as read, in connections."
+    )
+    reserved: Count | None = Field(default=None, description="reserved_connections as read, in connections.")
+    since: Instant | None = Field(default=None, description="When these values were read first.")
+
+
+class Discovery(Model):
+    """What was read from the server with the admin Secret."""
+
+    max_connections: Count | None = Field(default=None, description="max_connections in force, in connections.")
+    superuser_reserved: Count | None = Field(
+        default=None, description="superuser_reserved_connections in force, in connections."
+    )
+    reserved: Count | None = Field(default=None, description="reserved_connections in force, in connections.")
+    server_version: Annotated[StrictStr, Field(max_length=200)] | None = Field(
+        default=None, description="server_version, in PostgreSQL's words."
+    )
+    observed_at: Instant | None = Field(default=None, description="When the settings in force were read or confirmed.")
+    candidate: DiscoveryCandidate | None = Field(
+        default=None, description="Larger values that wait for a second equal read."
+    )
+
+
+class PoolOnServer(Model):
+    """One PgPool that uses this server."""
+
+    namespace: Annotated[StrictStr, Field(max_length=63)] = Field(description="Namespace of the PgPool.")
+    name: Annotated[StrictStr, Field(max_length=253)] = Field(description="Name of the PgPool.")
+    uid: Annotated[StrictStr, Field(max_length=64)] | None = Field(default=None, description="UID of the PgPool.")
+    budget: Count | None = Field(default=None, description="Connections that the pool may hold at most.")
+    granted: Count | None = Field(
+        default=None, description="Connections that its pods may hold now: the sum of their bounds."
+    )
+    in_use: Count | None = Field(default=None, description="Connections that its pods hold, as PgBouncer counts.")
+
+
+class LedgerEntry(Model):
+    """How many connections one pod may hold to one database."""
+
+    pod: Annotated[StrictStr, Field(max_length=64)] = Field(description="UID of the pod.")
+    pod_name: Annotated[StrictStr, Field(max_length=253)] | None = Field(default=None, description="Name of the pod.")
+    pool: Annotated[StrictStr, Field(max_length=317)] | None = Field(
+        default=None, description="The pod's PgPool, as namespace/name."
+    )
+    database: Annotated[StrictStr, Field(max_length=63)] = Field(description="Name of the database in the pool.")
+    bound: Count | None = Field(
+        default=None,
+        description="Connections: the largest number that the pod was told since it last proved a smaller one. This is "
+        "what counts against the budget.",
+    )
+    grant: Count | None = Field(
+        default=None, description="Connections that the pod shall hold at most by its last directive."
+    )
+    revision: Count | None = Field(default=None, description="Revision of the directive that carries `grant`.")
+    since: Instant | None = Field(default=None, description="When the entry was last changed.")
+    gone_since: Instant | None = Field(
+        default=None, description="When the pod was first missed without proof that its PgBouncer has ended."
+    )
+
+
+class Resting(Model):
+    """Connections that were given back and wait for PostgreSQL to end their backends."""
+
+    connections: Count = Field(description="Number of connections.")
+    until: Instant = Field(description="When they are free again.")
+
+
+class Ledger(Model):
+    """The one record of who may hold how many connections."""
+
+    revision: Count | None = Field(default=None, description="Number of the last write; it only grows.")
+    rebuilt_at: Instant | None = Field(
+        default=None, description="When the ledger was made anew from what the pods said."
+    )
+    entries: list[LedgerEntry] | None = Field(
+        default=None, description="One entry per pod and database.", json_schema_extra=list_map("pod", "database")
+    )
+    resting: list[Resting] | None = Field(
+        default=None, description="Connections given back a moment ago.", json_schema_extra=ATOMIC_LIST
+    )
+
+
+class PgServerStatus(Model):
+    """What the operator knows of the server, and the ledger. Written by the operator only."""
+
+    observed_generation: Count | None = Field(
+        default=None, description="metadata.generation of the spec that this status speaks about."
+    )
+    max_connections: Count | None = Field(
+        default=None, description="Connections: the smaller of the declared and the discovered max_connections."
+    )
+    superuser_reserved: Count | None = Field(
+        default=None, description="superuser_reserved_connections in connections; 3 unless read."
+    )
+    reserved: Count | None = Field(default=None, description="reserved_connections in connections; 0 unless read.")
+    headroom: Count | None = Field(default=None, description="spec.headroom in connections.")
+    budget: Count | None = Field(
+        default=None,
+        description="Connections that all pods together may hold: maxConnections - superuserReserved - reserved - "
+        "headroom, and - 2 with adminSecretRef.",
+    )
+    granted: Count | None = Field(
+        default=None, description="Connections that pods may hold now: the sum of all bounds."
+    )
+    free: Count | None = Field(default=None, description="Connections that can be granted: budget - granted - resting.")
+    in_use: Count | None = Field(default=None, description="Connections that pods hold, as PgBouncer counts.")
+    discovery: Discovery | None = Field(default=None, description="What was read from the server.")
+    pools: list[PoolOnServer] | None = Field(
+        default=None, description="The PgPools that use this server.", json_schema_extra=list_map("namespace", "name")
+    )
+    ledger: Ledger | None = Field(default=None, description="Who may hold how many connections.")
+    conditions: list[Condition] | None = conditions_field(
+        "Ready, Reconciling, Stalled (kstatus), ServerReachable, BudgetSatisfied."
+    )
+
+
+class PgServer(Model):
+    """PgServer is one PostgreSQL server and the number of connections that the pools may open to it."""
+
+    rules = NAME_RULES
+
+    metadata: Metadata = Field(description="Standard object metadata.")
+    spec: PgServerSpec = Field(description="What the administrator of the database says.")
+    status: PgServerStatus | None = Field(default=None, description="What the operator says; never set by users.")

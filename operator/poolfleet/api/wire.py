@@ -1,0 +1,216 @@
+"""What the operator and an agent say to each other: the directive and the state, both with a MAC.
+
+Standard library only: the agent imports this. JSON objects; the MAC is HMAC-SHA256 over the canonical JSON
+(sorted keys, no spaces, UTF-8) of all other members, hex, in the member `mac` (design section 4).
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+PROTOCOL_VERSION: Final = 1
+
+
+class WireError(ValueError):
+    """A message that must not be believed: not JSON, not of this protocol, or with a wrong MAC."""
+
+
+def _canonical(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sign(message: Mapping[str, Any], key: bytes) -> str:
+    """Return `message` as JSON text with its MAC under `key`."""
+    mac = hmac.new(key, _canonical(message), hashlib.sha256).hexdigest()
+    return json.dumps({**message, "mac": mac}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def verify(text: str | bytes, key: bytes) -> dict[str, Any]:
+    """Return the message in `text` without its MAC; raise WireError unless the MAC under `key` fits."""
+    try:
+        message = json.loads(text)
+    except ValueError as error:
+        raise WireError(f"not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise WireError("not a JSON object")
+    mac = message.pop("mac", None)
+    if not isinstance(mac, str):
+        raise WireError("no MAC")
+    wanted = hmac.new(key, _canonical(message), hashlib.sha256).hexdigest()
+    if not hmac.compare_digest(mac.encode(), wanted.encode()):
+        raise WireError("wrong MAC")
+    return message
+
+
+def config_hash(files: Mapping[str, bytes]) -> str:
+    """Hash of a Secret's data (file name to bytes), the same for operator and agent: 16 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        for part in (name.encode(), files[name]):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]
+
+
+def drain_token(key: bytes) -> str:
+    """The token that a preStop hook must show. Derived, so that the pod template does not hold the key itself."""
+    return hmac.new(key, b"drain", hashlib.sha256).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """One order to one agent: connections per database, and the configuration to load."""
+
+    server: str  # PgServer UID
+    pod: str  # pod UID
+    rev: int  # ledger revision; an agent never goes back within one server
+    config: str  # config_hash of the Secret x-config to load
+    grant: Mapping[str, int]  # database -> connections; a database that is not here is not served
+    share: Mapping[str, int] = field(default_factory=dict)  # what this pod shall reach; readiness wants half of it
+    v: int = PROTOCOL_VERSION
+
+    def to_message(self) -> dict[str, Any]:
+        """The directive as the JSON object of design section 4 (without the MAC)."""
+        return {
+            "v": self.v,
+            "server": self.server,
+            "pod": self.pod,
+            "rev": self.rev,
+            "config": self.config,
+            "grant": dict(self.grant),
+            "share": dict(self.share),
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> "Directive":
+        """Read a verified message; raise WireError if a member is missing or wrong. Unknown members are ignored."""
+        version = message.get("v")
+        if not _is_count(version) or version not in (PROTOCOL_VERSION, PROTOCOL_VERSION - 1):
+            raise WireError(f"protocol version {version!r} is not spoken here")
+        for name in ("server", "pod", "config"):
+            if not isinstance(message.get(name), str):
+                raise WireError(f"member {name!r} is missing or no string")
+        if not _is_count(message.get("rev")):
+            raise WireError("member 'rev' is missing or no count")
+        return cls(
+            server=message["server"],
+            pod=message["pod"],
+            rev=message["rev"],
+            config=message["config"],
+            grant=_counts(message, "grant", least=1),
+            share=_counts(message, "share", least=0) if "share" in message else {},
+            v=message["v"],
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _counts(message: Mapping[str, Any], name: str, least: int) -> dict[str, int]:
+    counts = message.get(name)
+    if not isinstance(counts, dict) or not all(_is_count(n) and n >= least for n in counts.values()):
+        raise WireError(f"member {name!r} is missing or holds no counts of at least {least}")
+    return dict(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseState:
+    """What one PgBouncer process says of one of its databases."""
+
+    loaded: int  # pool_size loaded (SHOW DATABASES); max_db_connections is the same or the larger of both is here
+    held: int  # server connections: largest of the last two samples since the last load, cancels under way left out
+    samples: int  # samples taken since the last load; below 2 `held` proves nothing
+    clients: int = 0  # clients linked or idle
+    waiting: int = 0  # clients that wait for a server connection
+    reachable: bool | None = None  # None: not tried since the last load
+    error: str = ""  # why it is not reachable, in PostgreSQL's or PgBouncer's words
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """One answer of GET /state."""
+
+    server: str  # PgServer UID of the applied directive, "" before the first
+    pod: str
+    seq: int  # ask for the next with ?after=<seq>
+    rev: int  # applied revision, 0 before the first
+    config: str  # hash of the configuration in force, "" before the first
+    config_error: str  # why a newer configuration is not in force, "" if none
+    started: str  # identity of the PgBouncer process (changes with each start), "" while none runs
+    databases: Mapping[str, DatabaseState]
+    max_wait: float = 0.0  # seconds that the first waiting client has waited
+    pids: tuple[int, ...] = ()  # backend pids of the server connections (SHOW SERVERS.remote_pid)
+    draining: bool = False
+    ready: bool = False
+    version: str = ""  # of the agent
+    pgbouncer: str = ""  # SHOW VERSION
+    v: int = PROTOCOL_VERSION
+
+    def to_message(self) -> dict[str, Any]:
+        """The state as a JSON object (without the MAC)."""
+        return {
+            "v": self.v,
+            "server": self.server,
+            "pod": self.pod,
+            "seq": self.seq,
+            "rev": self.rev,
+            "config": self.config,
+            "configError": self.config_error,
+            "started": self.started,
+            "databases": {
+                name: {
+                    "loaded": d.loaded,
+                    "held": d.held,
+                    "samples": d.samples,
+                    "clients": d.clients,
+                    "waiting": d.waiting,
+                    "reachable": d.reachable,
+                    "error": d.error,
+                }
+                for name, d in self.databases.items()
+            },
+            "maxWait": self.max_wait,
+            "pids": list(self.pids),
+            "draining": self.draining,
+            "ready": self.ready,
+            "version": self.version,
+            "pgbouncer": self.pgbouncer,
+        }
+
+    @classmethod
+    def from_message(cls, m: Mapping[str, Any]) -> "AgentState":
+        """Read a verified message; raise WireError if it is not of this shape."""
+        try:
+            return cls(
+                server=str(m["server"]),
+                pod=str(m["pod"]),
+                seq=int(m["seq"]),
+                rev=int(m["rev"]),
+                config=str(m["config"]),
+                config_error=str(m.get("configError", "")),
+                started=str(m["started"]),
+                databases={
+                    str(name): DatabaseState(
+                        loaded=int(d["loaded"]),
+                        held=int(d["held"]),
+                        samples=int(d["samples"]),
+                        clients=int(d.get("clients", 0)),
+                        waiting=int(d.get("waiting", 0)),
+                        reachable=d.get("reachable"),
+                        error=str(d.get("error", "")),
+                    )
+                    for name, d in m["databases"].items()
+                },
+                max_wait=float(m.get("maxWait", 0.0)),
+                pids=tuple(int(p) for p in m.get("pids", ())),
+                draining=bool(m.get("draining", False)),
+                ready=bool(m.get("ready", False)),
+                version=str(m.get("version", "")),
+                pgbouncer=str(m.get("pgbouncer", "")),
+                v=int(m["v"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise WireError(f"not a state: {error!r}") from error

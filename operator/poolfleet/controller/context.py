@@ -1,0 +1,39 @@
+"""What every reconciliation is handed: the edges of the program, and nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from poolfleet.controller.agents import Agents
+from poolfleet.controller.discoveries import Discoveries
+from poolfleet.controller.queue import KeyedQueue
+from poolfleet.controller.secrets import Secrets
+from poolfleet.controller.store import Store
+from poolfleet.kube.client import Kube
+from poolfleet.kube.events import Recorder
+from poolfleet.plan.model import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What the queue holds: one PgPool or one PgServer."""
+
+    plural: str  # names.POOL_PLURAL | names.SERVER_PLURAL
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Handed to both reconcilers: `await reconcile(context, key) -> seconds until the next look, or None`."""
+
+    kube: Kube  # writes, and the few reads that no watch serves
+    store: Store  # what the watches have shown so far
+    queue: KeyedQueue[Key]
+    agents: Agents  # newest /state of each pod
+    secrets: Secrets  # Secrets that users own
+    discoveries: Discoveries  # limits read from the servers: Discoveries(clock)
+    recorder: Recorder  # events
+    settings: Settings
+    clock: Callable[[], float]  # seconds since the epoch
+    leader_since: float  # clock() when this process became the leader
+    numbers_moved: dict[str, float] = field(default_factory=dict)  # UID -> when the live numbers in its status last moved

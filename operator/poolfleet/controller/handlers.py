@@ -1,0 +1,279 @@
+"""From what the API server shows to what has to be looked at: kopf's watches fill the store and the queue.
+
+kopf is the informer here and nothing more: only `on.event` handlers, which never touch a patch, so it writes no
+annotation, no finalizer and no status (facts/kopf.md 0, A.3).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+import kopf
+from kopf._cogs.structs.references import Insights  # no public name, but a public parameter
+
+from poolfleet.api import names
+from poolfleet.controller import metrics
+from poolfleet.controller.agents import Agents
+from poolfleet.controller.context import Key
+from poolfleet.controller.queue import ROUTINE, URGENT, KeyedQueue
+from poolfleet.controller.store import Body, Store
+from poolfleet.kube.client import Kube
+from poolfleet.kube.kinds import (
+    DEPLOYMENT,
+    NETWORK_POLICY,
+    PDB,
+    POD,
+    POOL,
+    SECRET,
+    SERVER,
+    SERVICE,
+    Kind,
+)
+
+MANAGED: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+WATCH_LABEL: Final = f"{names.LABEL_WATCH}=true"
+
+Login = Callable[..., Awaitable[kopf.AiohttpSession]]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A kind to watch, and the label selector by which the API server chooses (None: all)."""
+
+    kind: Kind
+    selector: str | None = None
+
+
+WATCHES: Final[Sequence[Watch]] = (
+    Watch(POOL),
+    Watch(SERVER),
+    Watch(DEPLOYMENT, MANAGED),
+    Watch(SERVICE, MANAGED),
+    Watch(SECRET, WATCH_LABEL),
+    Watch(POD, MANAGED),
+    Watch(PDB, MANAGED),
+    Watch(NETWORK_POLICY, MANAGED),
+)
+
+
+def server_of(pool: Mapping[str, Any]) -> Key | None:
+    """The PgServer of a PgPool: the one it refers to in its own namespace, or of its own name if it is inline.
+
+    None if it refers to another namespace, which is not allowed (yet).
+    """
+    metadata, spec = pool["metadata"], pool.get("spec") or {}
+    reference = spec.get("serverRef")
+    if not isinstance(reference, Mapping):
+        return Key(names.SERVER_PLURAL, metadata["namespace"], metadata["name"])
+    if reference.get("namespace") not in (None, "", metadata["namespace"]):
+        return None
+    return Key(names.SERVER_PLURAL, metadata["namespace"], str(reference.get("name", "")))
+
+
+class DeadWatch(Exception):
+    """A watch does not show what happens. The process must exit."""
+
+
+class Observer:
+    """Takes in objects, wherever they were seen: watch, list, or the answer to an own write."""
+
+    def __init__(self, store: Store, queue: KeyedQueue[Key], agents: Agents) -> None:
+        self._store = store
+        self._queue = queue
+        self._agents = agents
+        self._kinds = {watch.kind for watch in WATCHES}
+        self.relisted: Callable[[Kind], None] = lambda kind: None
+        """Told when kopf has listed a kind (anew): what vanished before the list is not in it."""
+
+    def seen(self, kind: Kind, body: Mapping[str, Any], priority: int = URGENT) -> bool:
+        """An object as it is now; whether it was news."""
+        if kind not in self._kinds or not self._store.put(kind.plural, body):
+            return False
+        if kind == POD:
+            self._agents.follow([body])
+        self._enqueue(kind, body, priority)
+        return True
+
+    def gone(self, kind: Kind, body: Mapping[str, Any]) -> bool:
+        """An object that does not exist any more, as it was last; whether it was news."""
+        if kind == POD:
+            self._agents.drop(str(body["metadata"].get("uid", "")))
+        if not self._store.remove(kind.plural, body):
+            return False
+        self._enqueue(kind, body, URGENT)
+        return True
+
+    def written(self, kind: Kind, body: Body) -> None:
+        """An object as an own write has left it."""
+        self.seen(kind, body)
+
+    def secret_changed(self, namespace: str, name: str) -> None:
+        """A Secret that a user owns is not what it was: look at everything whose spec names it."""
+        for key in self._users_of(namespace, name):
+            self._queue.add(key)
+
+    def agent_changed(self, namespace: str, pool: str, pod_uid: str) -> None:
+        """An agent has told something new."""
+        for key in self._pool_and_server(namespace, pool, self._store.by_uid(POD.plural, pod_uid)):
+            self._queue.add(key)
+
+    def everything(self) -> None:
+        """Look at all PgPools and PgServers, without hurry."""
+        for kind in (SERVER, POOL):
+            for body in self._store.list(kind.plural):
+                self._queue.add(Key(kind.plural, body["metadata"]["namespace"], body["metadata"]["name"]), 0.0, ROUTINE)
+
+    def _enqueue(self, kind: Kind, body: Mapping[str, Any], priority: int) -> None:
+        for key in self.affected(kind, body):
+            self._queue.add(key, 0.0, priority)
+
+    def affected(self, kind: Kind, body: Mapping[str, Any]) -> set[Key]:
+        """What has to be looked at because of this object."""
+        metadata = body["metadata"]
+        namespace, name = str(metadata.get("namespace", "")), str(metadata["name"])
+        keys: set[Key] = set()
+        if kind == POOL:
+            keys.add(Key(POOL.plural, namespace, name))
+            server = server_of(body)
+            keys |= {server} if server is not None else set()
+        elif kind == SERVER:
+            keys.add(Key(SERVER.plural, namespace, name))
+            keys.update(self._pools_of(namespace, name))
+        else:
+            pool = (metadata.get("labels") or {}).get(names.LABEL_POOL)
+            if pool and kind in (POD, DEPLOYMENT, SECRET):  # what the server reconciler looks at as well
+                keys.update(self._pool_and_server(namespace, pool, body if kind == POD else None))
+            elif pool:
+                keys.add(Key(POOL.plural, namespace, pool))
+        if kind == SECRET:
+            keys.update(self._users_of(namespace, name))
+        return keys
+
+    def _pool_and_server(self, namespace: str, pool: str, pod: Mapping[str, Any] | None) -> Iterator[Key]:
+        yield Key(POOL.plural, namespace, pool)
+        body = self._store.get(POOL.plural, namespace, pool)
+        server = server_of(body) if body is not None else None
+        if server is not None:
+            yield server
+        if pod is not None:  # the pod of a deleted pool still counts on its server
+            uid = (pod["metadata"].get("annotations") or {}).get(names.SERVER_UID, "")
+            owner = self._store.by_uid(SERVER.plural, uid) if uid else None
+            if owner is not None:
+                yield Key(SERVER.plural, owner["metadata"]["namespace"], owner["metadata"]["name"])
+
+    def _pools_of(self, namespace: str, server: str) -> Iterator[Key]:
+        wanted = Key(SERVER.plural, namespace, server)
+        for body in self._store.list(POOL.plural, namespace):
+            if server_of(body) == wanted:
+                yield Key(POOL.plural, namespace, body["metadata"]["name"])
+
+    def _users_of(self, namespace: str, secret: str) -> Iterator[Key]:
+        for plural, name in self._store.referring(namespace, secret):
+            yield Key(plural, namespace, name)
+            if plural == SERVER.plural:
+                yield from self._pools_of(namespace, name)
+
+
+def registry(observer: Observer, login: Login, watches: Sequence[Watch]) -> kopf.OperatorRegistry:
+    """kopf's handlers: one login and one `on.event` per watched kind."""
+    handlers = kopf.OperatorRegistry()
+    kopf.on.login(registry=handlers)(login)
+    for watch in watches:
+        kopf.on.event(watch.kind.group, watch.kind.version, watch.kind.plural, registry=handlers, id=watch.kind.plural)(
+            _handler(observer, watch.kind)
+        )
+    return handlers
+
+
+def _handler(observer: Observer, kind: Kind) -> Any:
+    async def handle(event: Mapping[str, Any], **_: Any) -> None:
+        metrics.WATCH_EVENTS.labels(kind.plural, str(event["type"] or "LISTED")).inc()
+        if event["type"] == "DELETED":
+            observer.gone(kind, event["object"])
+        else:
+            observer.seen(kind, event["object"])
+        if event["type"] is None:
+            observer.relisted(kind)
+
+    return handle
+
+
+def settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
+    """kopf's settings, each for a reason in facts/kopf.md A.1."""
+    chosen = kopf.OperatorSettings()
+    chosen.peering.standalone = True  # the Lease decides who leads
+    chosen.scanning.disabled = True  # no watch of CRDs and namespaces, so no right to it
+    chosen.queueing.worker_limit = None
+    chosen.queueing.idle_timeout = 1.0
+    chosen.queueing.exit_timeout = 2.0  # handlers only fill the store; reconciliations are awaited in app.py
+    chosen.queueing.error_delays = (0.5, 1, 2, 5, 10, 30)
+    chosen.watching.server_timeout = 240
+    chosen.watching.connect_timeout = 5
+    chosen.watching.chunk_size = 500
+    chosen.networking.request_timeout = 30
+    chosen.networking.connect_timeout = 5
+    chosen.networking.error_backoffs = (0.2, 0.5, 1, 2, 5)
+    chosen.posting.enabled = False  # events are kube/events.py's
+    chosen.execution.default_backoff = 5
+    chosen.persistence.finalizer = f"{names.GROUP}/finalizer"  # never set: no handler needs one
+    chosen.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP, v1=False)
+    chosen.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP, v1=False)
+    chosen.process.ultimate_exiting_timeout = None  # the kubelet ends what hangs; a SIGKILL to itself hits tests, too
+    for watch in watches:
+        if watch.selector is not None:
+            chosen.watching.label_selectors[watch.kind.group, watch.kind.version, watch.kind.plural] = watch.selector
+    return chosen
+
+
+async def watch(
+    observer: Observer,
+    kube: Kube,
+    watches: Sequence[Watch],
+    namespaces: Sequence[str],
+    started: Callable[[], None],
+    watching: asyncio.Event,
+) -> None:
+    """Run kopf's watches until cancelled; raises what ends them. `namespaces` empty: the whole cluster.
+
+    `started` is called when kopf is about to run: it has then put its own signal handlers over everybody else's.
+    `watching` is set when every kind is about to be listed and watched.
+
+    kopf asks once which kinds the API server knows. One that has just been restarted names some only later, and kopf
+    would never watch these: that is an error here, too (DeadWatch).
+    """
+    sessions: list[aiohttp.ClientSession] = []
+
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        sessions.append(kube.session())
+        return kopf.AiohttpSession(server=kube.host, aiohttp_session=sessions[-1])
+
+    try:
+        others = asyncio.all_tasks()  # kopf cancels at its end whatever else runs, except these
+        insights = Insights()
+        tasks = await kopf.spawn_tasks(
+            insights=insights,
+            registry=registry(observer, login, watches),
+            settings=settings(watches),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+        )
+        started()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_check(insights, watches, watching))
+            await kopf.run_tasks(tasks, ignored=others)
+            raise RuntimeError("kopf has ended by itself")
+    finally:
+        for session in sessions:
+            await session.close()
+
+
+async def _check(insights: Insights, watches: Sequence[Watch], watching: asyncio.Event) -> None:
+    await insights.ready_resources.wait()
+    known = {(each.group, each.version, each.plural) for each in insights.watched_resources}
+    missing = [w.kind.plural for w in watches if (w.kind.group, w.kind.version, w.kind.plural) not in known]
+    if missing:
+        raise DeadWatch(f"the API server does not name {', '.join(missing)} (yet)")
+    watching.set()

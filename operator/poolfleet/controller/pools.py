@@ -1,0 +1,219 @@
+"""The pool reconciler: observe, plan, apply. What to write is decided in plan/pool.py, what to say in plan/status.py.
+
+A deleted PgPool needs nothing: its children go by their ownerReferences, and its pods count in the server's ledger
+until they are known to be gone.
+"""
+
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from poolfleet.api import names
+from poolfleet.controller.context import Context, Key
+from poolfleet.controller.observe import pods_of, pools_of, server_name
+from poolfleet.controller.store import Body, Store
+from poolfleet.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from poolfleet.kube.kinds import ALL, CHILDREN, POD, POOL, SECRET, SERVER
+from poolfleet.plan import pool, status
+from poolfleet.plan.fleet import Refusal
+from poolfleet.plan.objects.meta import Manifest, annotation
+from poolfleet.plan.objects.secret import decode
+from poolfleet.plan.pool import Plan
+from poolfleet.plan.poolview import PoolView
+from poolfleet.plan.status import Conclusion
+
+logger = logging.getLogger(__name__)
+
+Child = tuple[str, str]  # kind, name
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """An apply that is not worth repeating while the wish and the live object are what they were."""
+
+    wish: str  # hash of what was wanted
+    version: str  # resourceVersion of the live object, "" if there was none
+    refusal: Refusal | None  # None: the API server took it and changed nothing
+    until: float | None  # seconds since the epoch after which it is worth a try again; None: never
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is remembered of one PgPool between reconciliations; losing it costs a few requests."""
+
+    uid: str
+    numbers_moved: float = 0.0
+    tried: dict[Child, _Tried] = field(default_factory=dict)
+
+
+_memories: WeakKeyDictionary[Store, dict[Key, _Memory]] = WeakKeyDictionary()
+"""By store, so that every operator in a process has its own."""
+
+
+async def reconcile(context: Context, key: Key) -> float | None:
+    """Bring the children and the status of one PgPool to what its spec says. Returns seconds until the next look.
+
+    Raises ApiError for what another try may mend, NotLeader if this process does not lead any more.
+    """
+    memories = _memories.setdefault(context.store, {})
+    body = context.store.get(POOL.plural, key.namespace, key.name)
+    if body is None or body["metadata"].get("deletionTimestamp"):
+        memories.pop(key, None)
+        return None
+    memory = memories.get(key)
+    if memory is None or memory.uid != body["metadata"]["uid"]:
+        memory = memories[key] = _Memory(body["metadata"]["uid"])
+    view = await observe(context, body, memory.numbers_moved)
+    plan = pool.plan(view)
+    strangers = await _look_for(context, view, plan)
+    if strangers:
+        view = pool.with_children(view, strangers)
+        plan = pool.plan(view)
+    refusals = await _apply(context, view, plan, memory)
+    conclusion = status.conclude(view, plan, refusals)
+    await _tell(context, body, conclusion)
+    memory.numbers_moved = conclusion.numbers_moved
+    # Its wishes may be others now; the server reconciler writes nothing if they are not.
+    context.queue.add(Key(SERVER.plural, *server_name(body)))
+    return conclusion.again
+
+
+async def observe(context: Context, body: Body, numbers_moved: float = 0.0) -> PoolView:
+    """All that planning needs of the PgPool `body`. Raises ApiError if a Secret cannot be read."""
+    metadata, store = body["metadata"], context.store
+    namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
+    children = {
+        (kind.kind, child["metadata"]["name"]): child for kind in CHILDREN for child in store.owned_by(uid, kind.plural)
+    }
+    server_namespace, server = server_name(body)
+    server_body = store.get(SERVER.plural, server_namespace, server)
+    if server_body is not None and "serverRef" not in body["spec"]:
+        children[SERVER.kind, server] = server_body
+    rivals = pools_of(store, server_namespace, server)
+    config = names.config_secret(name)
+    states = {pod["metadata"]["uid"]: context.agents.state(pod["metadata"]["uid"]) for pod in _pod_bodies(store, body)}
+    view = PoolView(
+        body=body,
+        server=server_body,
+        serving=f"{rivals[0]['metadata']['namespace']}/{rivals[0]['metadata']['name']}" if rivals else "",
+        secrets={},
+        children=children,
+        pods=pods_of(store, namespace, name, None, {pod: state for pod, state in states.items() if state is not None}),
+        settings=context.settings,
+        now=context.clock(),
+        fresh_key=secrets.token_hex(32),
+        last_config=None if ("Secret", config) in children else store.get_deleted(SECRET.plural, namespace, config),
+        numbers_moved=numbers_moved,
+    )
+    found = {secret: await context.secrets.get(namespace, secret) for secret in sorted(view.secret_names())}
+    return replace(view, secrets={secret: None if b is None else decode(b) for secret, b in found.items()})
+
+
+def _pod_bodies(store: Store, body: Body) -> list[Body]:
+    return store.of_pool(POD.plural, body["metadata"]["namespace"], body["metadata"]["name"])
+
+
+async def _look_for(context: Context, view: PoolView, plan: Plan) -> dict[Child, Body]:
+    """Wanted children that exist though no watch shows them as the pool's: strangers, or ours without our labels."""
+    found: dict[Child, Body] = {}
+    for kind_name, name in plan.unseen(view):
+        kind = ALL[kind_name]
+        body = context.store.get(kind.plural, view.owner.namespace, name)
+        if body is None:
+            try:
+                body = await context.kube.get(kind, view.owner.namespace, name)
+            except NotFound:
+                continue
+        found[kind_name, name] = body
+    return found
+
+
+async def _apply(context: Context, view: PoolView, plan: Plan, memory: _Memory) -> list[Refusal]:
+    """Carry out the plan; return what was refused. Raises ApiError for everything that is no refusal."""
+    refusals: list[Refusal] = []
+    for obj in plan.apply:
+        child = (obj["kind"], obj["metadata"]["name"])
+        live = view.children.get(child)
+        version = str((live or {}).get("metadata", {}).get("resourceVersion", ""))
+        wish = annotation(obj, names.APPLIED_HASH) or ""
+        tried = memory.tried.pop(child, None)
+        if tried is not None and (tried.wish, tried.version) == (wish, version) and not _over(tried.until, view.now):
+            memory.tried[child] = tried
+            if tried.refusal is not None:
+                refusals.append(tried.refusal)
+            continue
+        try:
+            after = await _apply_one(context, obj, live)
+        except (Invalid, Forbidden) as error:
+            refusal = Refusal(*child, str(error), isinstance(error, Invalid))
+            until = None if refusal.invalid else view.now + status.FORBIDDEN_RETRY_SECONDS
+            memory.tried[child] = _Tried(wish, version, refusal, until)
+            refusals.append(refusal)
+            _log("refused", view, child, error=str(error))
+            continue
+        if str(after["metadata"].get("resourceVersion", "")) == version:
+            # Somebody holds a field that apply cannot move, or a default is read otherwise than it is written.
+            memory.tried[child] = _Tried(wish, version, None, None)
+        else:
+            _log("applied", view, child)
+    for doomed in plan.delete:
+        try:
+            await context.kube.delete(ALL[doomed.kind], view.owner.namespace, doomed.name, uid=doomed.uid)
+        except (NotFound, Conflict):
+            continue  # gone, or another one by now: the watch tells
+        except Forbidden as error:
+            refusals.append(Refusal(doomed.kind, doomed.name, str(error), invalid=False))
+            continue
+        _log("deleted", view, (doomed.kind, doomed.name))
+    return refusals
+
+
+def _over(until: float | None, now: float) -> bool:
+    return until is not None and now >= until
+
+
+async def _apply_one(context: Context, obj: Manifest, live: Mapping[str, Any] | None) -> Body:
+    try:
+        return await context.kube.apply(obj, manager=names.FIELD_MANAGER)
+    except Invalid:
+        # An edited port is another item of the list to server-side apply: ours beside it has the same name, which is
+        # not valid. The whole list must go first.
+        ports = obj.get("spec", {}).get("ports")
+        if live is None or ports is None or live.get("spec", {}).get("ports") == ports:
+            raise
+    try:
+        replace_ports = {"op": "replace", "path": "/spec/ports", "value": ports}
+        await context.kube.json_patch(
+            ALL[obj["kind"]], obj["metadata"]["namespace"], obj["metadata"]["name"], [replace_ports]
+        )
+    except (Invalid, Conflict) as error:
+        logger.info("ports not replaced", extra={"error": str(error)})
+    return await context.kube.apply(obj, manager=names.FIELD_MANAGER)
+
+
+async def _tell(context: Context, body: Body, conclusion: Conclusion) -> None:
+    """Write the status if it is news, then the events that go with it."""
+    if conclusion.status == body.get("status"):
+        return
+    metadata = body["metadata"]
+    written = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.POOL_KIND,
+        # The UID: never the status of a namesake.
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
+        "status": conclusion.status,
+    }
+    try:
+        await context.kube.apply(written, manager=names.STATUS_FIELD_MANAGER, subresource="status")
+    except NotFound:
+        return  # deleted meanwhile
+    for event in conclusion.events:
+        await context.recorder.event(body, event)
+
+
+def _log(what: str, view: PoolView, child: Child, **more: str) -> None:
+    extra = {"namespace": view.owner.namespace, "pool": view.owner.name, "child": f"{child[0]}/{child[1]}", **more}
+    logger.info("child %s", what, extra=extra)

@@ -1,0 +1,57 @@
+"""Conditions as the API conventions want them: transition times move with the status only, events with a change."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from poolfleet.api.conditions import READY, STALLED
+from poolfleet.plan.model import Condition, Event
+from poolfleet.plan.times import timestamp
+
+MESSAGE_LENGTH = 1024
+
+
+def merge(
+    old: Sequence[Mapping[str, Any]], wished: Iterable[Condition], generation: int, now: float
+) -> list[dict[str, Any]]:
+    """`wished` as they stand in a status, sorted by type; lastTransitionTime moves only with the status."""
+    before = {condition.get("type"): condition for condition in old}
+    merged = []
+    for condition in sorted(wished, key=lambda c: c.type):
+        last = before.get(condition.type, {})
+        same = last.get("status") == condition.status and "lastTransitionTime" in last
+        since = last["lastTransitionTime"] if same else timestamp(now)[:19] + "Z"
+        merged.append(
+            {
+                "type": condition.type,
+                "status": condition.status,
+                "reason": condition.reason,
+                "message": condition.message[:MESSAGE_LENGTH],
+                "observedGeneration": generation,
+                "lastTransitionTime": since,
+            }
+        )
+    return merged
+
+
+def transitions(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Event]:
+    """One event for each condition whose status or reason changed, a Warning where the change is for the worse.
+
+    A condition that first appears in its good state is no news; of several with one reason only one speaks.
+    """
+    before = {condition.get("type"): condition for condition in old}
+    events: dict[tuple[str, str], Event] = {}
+    for condition in new:
+        last = before.get(condition["type"])
+        bad = condition["status"] == ("True" if condition["type"] == STALLED else "False")
+        if condition["type"] == "Reconciling":
+            continue
+        if last is None and not bad and condition["type"] != READY:
+            continue
+        if last is not None and (last.get("status"), last.get("reason")) == (condition["status"], condition["reason"]):
+            continue
+        if condition["status"] == "Unknown" or (condition["type"] == STALLED and not bad):
+            continue
+        message = condition["message"] or f"{condition['type']} is {condition['status']}"
+        kind = "Warning" if bad else "Normal"
+        events.setdefault((kind, condition["reason"]), Event(kind, condition["reason"], message))
+    return list(events.values())

@@ -1,0 +1,87 @@
+"""The files of the Secret x-config: what every pod of a pool mounts."""
+
+import json
+import math
+from collections.abc import Mapping
+
+from poolfleet.api import names
+from poolfleet.api.wire import config_hash
+from poolfleet.pgbouncer import fill
+from poolfleet.pgbouncer.render import DatabaseLine, Settings, render_ini, render_userlist
+from poolfleet.plan.poolview import PoolView
+from poolfleet.plan.secrets import Credentials
+
+KEY_LENGTH = 64
+"""Hex digits of a pool's HMAC key."""
+
+
+def pool_key(view: PoolView) -> str:
+    """The pool's HMAC key: the one in x-config, live or as last seen, else a fresh one."""
+    text = view.config_files.get(names.KEY_FILE, b"").decode(errors="replace").strip()
+    return text if len(text) == KEY_LENGTH and set(text) <= set("0123456789abcdef") else view.fresh_key
+
+
+def client_connections(total: int, replicas: int) -> int:
+    """max_client_conn of one pod, so that the fleet takes `total` clients with one pod lost (design section 2)."""
+    return math.ceil(total / max(1, replicas - 1))
+
+
+def largest_grant(view: PoolView) -> int | None:
+    """No directive may grant one database more: the server's max_connections. While that is not known (a PgServer made
+    anew), what the live x-config says; None if nothing is known."""
+    known = view.server_status.get("maxConnections")
+    if known is None:
+        try:
+            known = json.loads(view.config_files.get(names.LIMITS_FILE, b"{}")).get("maxGrant")
+        except (ValueError, AttributeError):
+            known = None
+    return known if isinstance(known, int) and known > 0 else None
+
+
+def files(view: PoolView, given: Credentials, users: Mapping[str, str], key: str, max_grant: int) -> dict[str, bytes]:
+    """The files by name. `users` is the whole userlist. Raises quoting.Unwritable for a value that PgBouncer's files
+    cannot carry, ValueError for a setting that is not possible."""
+    spec, server = view.spec, view.server_spec
+    assert spec is not None and server is not None
+    lines = []
+    for database in spec.databases:
+        login = given.databases.get(database.name)
+        lines.append(
+            DatabaseLine(
+                name=database.name,
+                host=server.host,
+                port=server.port,
+                dbname=database.dbname,
+                user=login.username if login else None,
+                password=login.password if login else None,
+                pool_mode=database.pool_mode or spec.pool_mode,
+            )
+        )
+    settings = Settings(
+        max_client_conn=client_connections(spec.max_client_connections, spec.replicas),
+        tls_mode=server.tls.mode,
+        server_ca=given.server_ca is not None,
+        parameters=spec.pgbouncer.parameters,
+    )
+    result = {
+        names.INI_FILE: render_ini(lines, settings).encode(),
+        names.USERLIST_FILE: render_userlist(users).encode(),
+        names.KEY_FILE: key.encode(),
+        names.LIMITS_FILE: json.dumps({"maxGrant": max_grant}).encode(),
+    }
+    if given.server_ca is not None:
+        result[names.SERVER_CA_FILE] = given.server_ca
+    return result
+
+
+def live_hash(data: Mapping[str, bytes]) -> str:
+    """The directive's `config` for the data of x-config, "" if there is none."""
+    return config_hash(data) if data else ""
+
+
+def served_databases(data: Mapping[str, bytes]) -> tuple[str, ...]:
+    """The databases that x-config serves, in its order; none if there is no x-config, or it was spoilt by hand."""
+    try:
+        return tuple(fill.databases(data.get(names.INI_FILE, b"").decode()))
+    except ValueError:  # Malformed, or not UTF-8
+        return ()

@@ -1,0 +1,240 @@
+"""The conditions of a PgPool, each from what the pods, the PgServer and the plan say. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poolfleet.api.conditions import (
+    BUDGET_SATISFIED,
+    CREDENTIALS_CURRENT,
+    READY,
+    RECONCILING,
+    SERVER_REACHABLE,
+    STALLED,
+    Reason,
+)
+from poolfleet.plan.model import Condition, Pod
+from poolfleet.plan.pool import Plan
+from poolfleet.plan.poolview import PoolView
+from poolfleet.plan.secrets import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A child that the API server did not take."""
+
+    kind: str
+    name: str
+    message: str  # the API server's words
+    invalid: bool  # True: it will never take this; False: forbidden by a quota, a policy or RBAC
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All that the conditions depend on."""
+
+    view: PoolView
+    plan: Plan
+    refusals: Sequence[Refusal] = ()
+
+    @property
+    def pods(self) -> list[Pod]:
+        """The pods that shall stay."""
+        return [pod for pod in self.view.pods if not pod.terminating and not pod.ended]
+
+    @property
+    def ready(self) -> int:
+        """How many of them take clients."""
+        return sum(pod.ready for pod in self.pods)
+
+    @property
+    def replicas(self) -> int:
+        """How many there should be."""
+        return self.view.spec.replicas if self.view.spec is not None else 0
+
+    @property
+    def fault(self) -> Problem | None:
+        """What the user has to mend: the first violated check, or what the API server will never take."""
+        if self.plan.findings:
+            return Problem(self.plan.findings[0].reason, self.plan.findings[0].message)
+        for refusal in self.refusals:
+            if refusal.invalid:
+                from_template = refusal.kind == "Deployment" and self.view.spec is not None and self.view.spec.template
+                reason = Reason.INVALID_TEMPLATE if from_template else Reason.INVALID_SPEC
+                return Problem(reason, f'The API server refuses {refusal.kind} "{refusal.name}": {refusal.message}')
+        return None
+
+
+def conditions(fleet: Fleet) -> list[Condition]:
+    """All conditions of the pool, Ready first."""
+    reachable = server_reachable(fleet)
+    current = credentials_current(fleet)
+    return [
+        ready(fleet, reachable),
+        reconciling(fleet, current),
+        stalled(fleet),
+        reachable,
+        budget_satisfied(fleet),
+        current,
+    ]
+
+
+def stalled(fleet: Fleet) -> Condition:
+    """Whether only the user can go on."""
+    fault = fleet.fault
+    if fault is None:
+        return Condition(STALLED, "False", Reason.AS_WISHED)
+    return Condition(STALLED, "True", fault.reason, fault.message)
+
+
+def reconciling(fleet: Fleet, current: Condition) -> Condition:
+    """Whether the operator is still on its way to what the spec says; says also what of spec.template gave way."""
+    view, plan = fleet.view, fleet.plan
+    if view.spec is not None and view.spec.paused:
+        return Condition(RECONCILING, "False", Reason.PAUSED, "spec.paused is true: the pool's objects are left alone.")
+    if fleet.fault is not None:
+        return Condition(RECONCILING, "False", fleet.fault.reason)
+    obstacle = _obstacle(fleet) or plan.waiting or _rollout(fleet)
+    if obstacle is None and current.reason == Reason.LOADING:
+        obstacle = Problem(current.reason, current.message)
+    if obstacle is not None:
+        return Condition(RECONCILING, "True", obstacle.reason, obstacle.message)
+    note = f"Not taken from spec.template: {', '.join(plan.overridden)}." if plan.overridden else ""
+    return Condition(RECONCILING, "False", Reason.AS_WISHED, note)
+
+
+def ready(fleet: Fleet, reachable: Condition) -> Condition:
+    """Whether a client that connects now gets a query through, as far as is known."""
+    if not fleet.ready:
+        why = fleet.fault or _obstacle(fleet) or fleet.plan.waiting or _waiting_for_pods(fleet)
+        return Condition(READY, "False", why.reason, why.message)
+    if reachable.status == "False":
+        return Condition(READY, "False", reachable.reason, reachable.message)
+    was_ready = any(
+        old.get("type") == READY and old.get("status") == "True" for old in fleet.view.status.get("conditions") or ()
+    )
+    if reachable.status == "Unknown" and not was_ready and any(pod.state is not None for pod in fleet.pods):
+        # The agents try every database after their first load; until they have, nobody knows.
+        return Condition(READY, "False", Reason.WAITING_FOR_SERVER, "The first connection to the server is under way.")
+    message = f"{fleet.ready} of {fleet.replicas} pods take clients."
+    if fleet.fault is not None:
+        message += f" The last good fleet keeps serving: {fleet.fault.message}"
+    return Condition(READY, "True", Reason.SERVING, message)
+
+
+def server_reachable(fleet: Fleet) -> Condition:
+    """From what the agents tried, else from the PgServer."""
+    seen: dict[str, list[tuple[bool | None, str]]] = {}
+    for pod in fleet.pods:
+        for name, database in pod.state.databases.items() if pod.state is not None else ():
+            seen.setdefault(name, []).append((database.reachable, database.error))
+    for name, answers in sorted(seen.items()):
+        # One pod that gets through is enough: another one may have tried a moment too early.
+        if any(reachable for reachable, _ in answers):
+            continue
+        errors = sorted({error for reachable, error in answers if reachable is False})
+        if errors:
+            reason = Reason.AUTHENTICATION_FAILED if _refused_login(errors[0]) else Reason.UNREACHABLE
+            return Condition(SERVER_REACHABLE, "False", reason, f'Database "{name}": {errors[0] or "no connection"}')
+    if seen and all(any(reachable for reachable, _ in answers) for answers in seen.values()):
+        return Condition(SERVER_REACHABLE, "True", Reason.REACHABLE)
+    own = _server_condition(fleet.view, SERVER_REACHABLE)
+    if own is not None and own.status == "False":
+        return own
+    return Condition(SERVER_REACHABLE, "Unknown", Reason.UNKNOWN, "No pod has told yet.")
+
+
+def budget_satisfied(fleet: Fleet) -> Condition:
+    """Whether the budget is enough for what the spec asks for, and whether it is kept."""
+    for finding in fleet.plan.findings:
+        if finding.reason == Reason.BUDGET_TOO_SMALL:
+            return Condition(BUDGET_SATISFIED, "False", finding.reason, finding.message)
+    own = _server_condition(fleet.view, BUDGET_SATISFIED)
+    return own or Condition(BUDGET_SATISFIED, "Unknown", Reason.BUDGET_UNKNOWN, "The PgServer has not told yet.")
+
+
+def credentials_current(fleet: Fleet) -> Condition:
+    """Whether every pod has loaded the newest configuration."""
+    if not fleet.plan.config:
+        why = fleet.fault or fleet.plan.waiting
+        reason = why.reason if why is not None else Reason.PROGRESSING
+        return Condition(CREDENTIALS_CURRENT, "False", reason, "There is no configuration yet.")
+    for finding in fleet.plan.findings:
+        if finding.reason in (Reason.SECRET_NOT_FOUND, Reason.SECRET_KEY_NOT_FOUND, Reason.INVALID_CREDENTIALS):
+            return Condition(CREDENTIALS_CURRENT, "False", finding.reason, finding.message)
+    running = [pod for pod in fleet.pods if pod.state is not None and pod.state.config]
+    loaded = sum(pod.state is not None and pod.state.config == fleet.plan.config for pod in running)
+    for pod in running:
+        assert pod.state is not None
+        if pod.state.config != fleet.plan.config and pod.state.config_error:
+            message = f"Pod {pod.name} keeps the last good configuration: {pod.state.config_error}"
+            return Condition(CREDENTIALS_CURRENT, "False", Reason.CONFIG_REFUSED, message)
+    if loaded < len(running):
+        message = f"{loaded} of {len(running)} pods have loaded the newest configuration."
+        return Condition(CREDENTIALS_CURRENT, "False", Reason.LOADING, message)
+    silent = [pod.name for pod in fleet.pods if pod.ready and pod.state is None]
+    if silent or not running:
+        message = f"The agents cannot be read: {', '.join(sorted(silent))}." if silent else "No pod runs."
+        return Condition(CREDENTIALS_CURRENT, "Unknown", Reason.UNKNOWN, message)
+    return Condition(CREDENTIALS_CURRENT, "True", Reason.LOADED)
+
+
+def _obstacle(fleet: Fleet) -> Problem | None:
+    """What somebody forbids: to us, or to the Deployment."""
+    for refusal in fleet.refusals:
+        if not refusal.invalid:
+            message = f'{refusal.kind} "{refusal.name}" was not taken: {refusal.message}'
+            return Problem(Reason.REPLICA_FAILURE, message)
+    for condition in _deployment_status(fleet.view).get("conditions") or ():
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return Problem(Reason.REPLICA_FAILURE, str(condition.get("message", "")))
+    return None
+
+
+def _rollout(fleet: Fleet) -> Problem | None:
+    """What is still to come until the Deployment is as wished."""
+    if fleet.plan.apply or fleet.plan.delete:
+        return Problem(Reason.PROGRESSING, "Objects are being written.")
+    deployment, status = fleet.view.child("Deployment"), _deployment_status(fleet.view)
+    if deployment is None:
+        return Problem(Reason.PROGRESSING, "The Deployment is being made.")
+    wanted = fleet.replicas
+    seen = int(status.get("observedGeneration", 0)) >= int(deployment["metadata"].get("generation", 0))
+    counts = [int(status.get(name, 0)) for name in ("updatedReplicas", "replicas", "availableReplicas")]
+    if seen and all(count == wanted for count in counts):
+        return None
+    if not seen or counts[0] < wanted or counts[1] > wanted:
+        return Problem(Reason.PROGRESSING, f"{counts[0]} of {wanted} pods are up to date, {counts[2]} take clients.")
+    return _waiting_for_pods(fleet)
+
+
+def _waiting_for_pods(fleet: Fleet) -> Problem:
+    if not fleet.replicas:
+        return Problem(Reason.WAITING_FOR_PODS, "spec.replicas is 0.")
+    ungranted = [pod for pod in fleet.pods if pod.state is not None and not pod.state.rev]
+    if ungranted:
+        return Problem(Reason.WAITING_FOR_GRANTS, f"{len(ungranted)} pods wait for connections to be granted.")
+    return Problem(Reason.WAITING_FOR_PODS, f"{fleet.ready} of {fleet.replicas} pods take clients.")
+
+
+def _deployment_status(view: PoolView) -> Mapping[str, Any]:
+    return (view.child("Deployment") or {}).get("status") or {}
+
+
+def _server_condition(view: PoolView, wanted: str) -> Condition | None:
+    for condition in view.server_status.get("conditions") or ():
+        if condition.get("type") == wanted:
+            return Condition(wanted, condition["status"], condition["reason"], condition.get("message", ""))
+    return None
+
+
+_LOGIN_ERRORS = (
+    "password authentication failed",
+    "authentication failed",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+)
+
+
+def _refused_login(error: str) -> bool:
+    return any(words in error for words in _LOGIN_ERRORS) or ('role "' in error and "does not exist" in error)

@@ -1,0 +1,221 @@
+"""What a PgPool's children shall be, and which of them must be written for it. Pure; controller/pools.py does it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from poolfleet.api import names
+from poolfleet.api.conditions import READY, Reason
+from poolfleet.api.wire import drain_token
+from poolfleet.pgbouncer import parameters
+from poolfleet.plan import checks, config, rollout
+from poolfleet.plan.checks import Finding, Part, Subject
+from poolfleet.plan.objects import network, pod, secret, server, workload
+from poolfleet.plan.objects.drift import differs
+from poolfleet.plan.objects.meta import Manifest, annotation, stamp
+from poolfleet.plan.objects.overlay import overlay
+from poolfleet.plan.poolview import Body, PoolView
+from poolfleet.plan.rollout import Rolled
+from poolfleet.plan.secrets import USERS, Credentials, Problem, credentials, userlist, users_annotation
+from poolfleet.plan.sizing import PoolWish
+from poolfleet.plan.times import seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """A child that is not wanted any more."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write, and what the status has to know of the reasons."""
+
+    wanted: tuple[Manifest, ...] = ()  # all children that may be written now, in the order of writing
+    apply: tuple[Manifest, ...] = ()  # those that differ from what there is
+    delete: tuple[Doomed, ...] = ()
+    findings: tuple[Finding, ...] = ()  # violated checks, most fundamental first
+    waiting: Problem | None = None  # what the pods' configuration waits for, if not for the user
+    config: str = ""  # hash of x-config as it is after this plan, "" if there is none
+    rolled: Rolled | None = None  # what the pods are made of after this plan
+    overridden: tuple[str, ...] = ()  # fields of spec.template that had to give way
+
+    def unseen(self, view: PoolView) -> list[tuple[str, str]]:
+        """(kind, name) of the wanted children that no watch has shown: to be looked for before they are made."""
+        wanted = [(obj["kind"], obj["metadata"]["name"]) for obj in self.wanted]
+        return [child for child in wanted if child not in view.children]
+
+
+def plan(view: PoolView) -> Plan:
+    """Plan the children of `view`. A paused pool's are left as they are, whatever they are."""
+    rolled = Rolled.from_annotation(annotation(view.child("Deployment"), names.ROLLED))
+    live_config = config.live_hash(secret.decode(view.config))
+    if view.spec is not None and view.spec.paused:
+        return Plan(config=live_config, rolled=rolled)
+    given = credentials(view) if view.spec is not None else None
+    findings = checks.run(Subject(view, given))
+    blocked = Part.NONE
+    for finding in findings:
+        blocked |= finding.blocks
+    if view.spec is None:
+        return Plan(findings=findings, config=live_config, rolled=rolled)
+    builder = _Builder(view, given, blocked, rolled)
+    wanted = tuple(builder.children())
+    return Plan(
+        wanted=wanted,
+        apply=tuple(obj for obj in wanted if differs(obj, view.children.get((obj["kind"], obj["metadata"]["name"])))),
+        delete=tuple(builder.doomed(wanted)),
+        findings=findings,
+        waiting=None if view.config is not None and view.server_uid else waits_for(view),
+        config=config.live_hash(builder.files) or live_config,
+        rolled=builder.rolled,
+        overridden=builder.overridden,
+    )
+
+
+def waits_for(view: PoolView) -> Problem | None:
+    """What a pool without a configuration waits for; None if nothing is missing."""
+    if view.spec is None:
+        return None
+    _, name = view.spec.server_key(view.owner.namespace, view.owner.name)
+    if view.server is None:
+        return Problem(Reason.WAITING_FOR_SERVER, f'PgServer "{name}" is being made.')
+    if config.largest_grant(view) is not None:
+        return None
+    for condition in view.server_status.get("conditions") or ():
+        if condition.get("type") == READY and condition.get("status") == "False" and condition.get("message"):
+            return Problem(condition["reason"], f'PgServer "{name}": {condition["message"]}')
+    return Problem(Reason.WAITING_FOR_SERVER, f'max_connections of PgServer "{name}" is not known yet.')
+
+
+def wishes(body: Body, live_config: Body | None) -> PoolWish | None:
+    """What the server reconciler has to know of a PgPool; None while its spec cannot be read.
+
+    `live_config` is the Secret x-config as it stands in the API. The databases are those that it serves, not those of
+    the spec: while a fault keeps a new configuration back, the last good one is what gets connections.
+    """
+    metadata = body["metadata"]
+    spec = (body.get("spec") or {}).get("databases")
+    if not isinstance(spec, list):
+        return None
+    weights = {str(item["name"]): int(item.get("weight", 1)) for item in spec}
+    data = secret.decode(live_config)
+    served = config.served_databases(data) or tuple(weights)
+    return PoolWish(
+        pool=f"{metadata['namespace']}/{metadata['name']}",
+        uid=metadata["uid"],
+        created=seconds(metadata.get("creationTimestamp")),
+        databases={name: weights.get(name, 1) for name in served},
+        config=config.live_hash(data),
+    )
+
+
+class _Builder:
+    """The children of one pool that may be written, given what is blocked."""
+
+    def __init__(self, view: PoolView, given: Credentials | None, blocked: Part, rolled: Rolled | None) -> None:
+        assert view.spec is not None
+        self.view = view
+        self.spec = view.spec
+        self.owner = view.owner
+        self.given = given
+        self.blocked = blocked
+        self.rolled = rolled
+        self.overridden: tuple[str, ...] = ()
+        self.files: Mapping[str, bytes] = {}
+        self.key = config.pool_key(view)
+
+    def children(self) -> Iterator[Manifest]:
+        """All of them, the pods last: what they mount and need comes first."""
+        if self.spec.server is not None and Part.SERVER not in self.blocked:
+            raw: Mapping[str, Any] = self.view.body["spec"]["server"]
+            yield stamp(server.inline_server(self.owner, raw), b"")
+        if Part.CONFIG not in self.blocked:
+            yield from self._secrets()
+        if Part.NETWORK not in self.blocked:
+            yield from self._network()
+        if Part.PODS not in self.blocked and self.view.server_uid and (self.files or self.view.config is not None):
+            yield stamp(self._deployment(), b"")
+
+    def doomed(self, wanted: tuple[Manifest, ...]) -> Iterator[Doomed]:
+        """Own children that the spec does not ask for any more."""
+        keep = {(obj["kind"], obj["metadata"]["name"]) for obj in wanted}
+        for (kind, name), body in self.view.children.items():
+            if (kind, name) in keep or self.view.child(kind, name) is None:
+                continue
+            binding = kind == "Secret" and body.get("type") == secret.BINDING_TYPE and bool(self.files)
+            policy = (
+                kind == "NetworkPolicy" and not self.spec.network_policy.enabled and Part.NETWORK not in self.blocked
+            )
+            if binding or policy:
+                yield Doomed(kind, name, body["metadata"]["uid"])
+
+    def _secrets(self) -> Iterator[Manifest]:
+        view, given = self.view, self.given
+        max_grant = config.largest_grant(view)
+        if given is None or view.server is None or view.server_spec is None or max_grant is None:
+            return
+        salt = bytes.fromhex(self.key)
+        users = userlist(view, given.users, self.key)
+        self.files = config.files(view, given, users, self.key, max_grant)
+        yield stamp(secret.config_secret(self.owner, self.files, {USERS: users_annotation(users)}), salt)
+        for number, login in enumerate(given.users):
+            binding = secret.binding_secret(
+                self.owner,
+                login.username if number else None,
+                host=network.host(self.owner),
+                port=self.spec.service.port,
+                database=self.spec.databases[0].name,
+                username=login.username,
+                password=login.password,
+            )
+            yield stamp(binding, salt)
+
+    def _network(self) -> Iterator[Manifest]:
+        yield stamp(network.service(self.owner, self.spec.service), b"")
+        yield stamp(workload.disruption_budget(self.owner), b"")
+        if self.spec.network_policy.enabled:
+            policy = self.view.body["spec"].get("networkPolicy") or {}
+            yield stamp(network.network_policy(self.owner, policy.get("from") or ()), b"")
+
+    def _deployment(self) -> Manifest:
+        spec, view = self.spec, self.view
+        token = drain_token(bytes.fromhex(self.key))
+        restart = parameters.restart_only(spec.pgbouncer.parameters)
+        inputs = {
+            "template": spec.template,
+            "image": spec.pgbouncer.image,
+            "parameters": restart,
+            "drainSeconds": spec.drain.timeout_seconds,
+            "server": view.server_uid,
+            "drainToken": token,
+        }
+        live = view.child("Deployment") or {}
+        live_template = (live.get("spec") or {}).get("template") or {}
+        self.rolled = rollout.decide(
+            self.rolled,
+            view.settings,
+            inputs=rollout.inputs_hash(inputs),
+            restarted_at=annotation(live_template, rollout.RESTARTED_AT) or "",
+            pgbouncer_image=spec.pgbouncer.image,
+            immediately=spec.agent_update == "Immediately",
+        )
+        base = pod.pod_template(
+            self.owner,
+            self.rolled,
+            config_secret=names.config_secret(self.owner.name),
+            server_uid=view.server_uid,
+            drain_seconds=spec.drain.timeout_seconds,
+            drain_token=token,
+            restart_parameters=rollout.inputs_hash(restart) if restart else "",
+        )
+        template, self.overridden = overlay(base, spec.template)
+        return workload.deployment(self.owner, replicas=spec.replicas, template=template, rolled=self.rolled)
+
+
+def with_children(view: PoolView, found: Mapping[tuple[str, str], Body]) -> PoolView:
+    """`view` with children that were found by name, of whomever they are."""
+    return replace(view, children={**view.children, **found})

@@ -1,0 +1,130 @@
+"""Everything that planning a PgPool depends on, gathered once per reconciliation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from poolfleet.api import names
+from poolfleet.api.base import explain
+from poolfleet.api.pgpool import PgPoolSpec
+from poolfleet.api.pgserver import PgServerSpec
+from poolfleet.plan.model import Pod, Settings
+from poolfleet.plan.objects.meta import Owner, controlled_by
+from poolfleet.plan.objects.secret import decode
+
+Body = Mapping[str, Any]
+"""A live object as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A PgPool and its surroundings as observed at `now` (seconds since the epoch)."""
+
+    body: Body  # the PgPool
+    server: Body | None  # the PgServer that it uses
+    serving: str  # "<namespace>/<name>" of the pool that has the PgServer: the oldest that names it
+    secrets: Mapping[str, Mapping[str, bytes] | None]  # data of the Secrets that the specs name; None: not found
+    children: Mapping[tuple[str, str], Body]  # (kind, name) -> live child, or a stranger of a child's name
+    pods: tuple[Pod, ...]
+    settings: Settings
+    now: float
+    fresh_key: str  # 64 random hex digits, for a pool that has no key yet
+    last_config: Body | None = None  # the Secret x-config as it was last seen, if it was deleted
+    numbers_moved: float = 0.0  # when the live numbers in status last moved
+    spec: PgPoolSpec | None = field(init=False)
+    spec_error: str = field(init=False)
+    server_spec: PgServerSpec | None = field(init=False)
+    server_error: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the two specs; what is wrong with them goes into spec_error and server_error."""
+        spec, error = _read(PgPoolSpec, self.body.get("spec"))
+        server_spec, server_error = spec.server if spec is not None else None, ""
+        if server_spec is None and self.server is not None:
+            server_spec, server_error = _read(PgServerSpec, self.server.get("spec"))
+        for name, value in (
+            ("spec", spec),
+            ("spec_error", error),
+            ("server_spec", server_spec),
+            ("server_error", server_error),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def owner(self) -> Owner:
+        """The PgPool as owner of its children."""
+        metadata = self.body["metadata"]
+        return Owner(metadata["namespace"], metadata["name"], metadata["uid"])
+
+    @property
+    def key(self) -> str:
+        """The pool as "<namespace>/<name>"."""
+        return f"{self.owner.namespace}/{self.owner.name}"
+
+    @property
+    def generation(self) -> int:
+        """metadata.generation of the PgPool."""
+        return int(self.body["metadata"].get("generation", 0))
+
+    @property
+    def status(self) -> Body:
+        """The PgPool's status as it stands."""
+        return self.body.get("status") or {}
+
+    @property
+    def server_uid(self) -> str:
+        """UID of the PgServer, "" while there is none."""
+        return "" if self.server is None else str(self.server["metadata"]["uid"])
+
+    @property
+    def server_status(self) -> Body:
+        """The PgServer's status; empty while there is none."""
+        return {} if self.server is None else self.server.get("status") or {}
+
+    def secret_names(self) -> frozenset[str]:
+        """Names of the Secrets that the two specs name and a configuration needs."""
+        found = set()
+        if self.spec is not None:
+            found |= {user.secret_ref.name for user in self.spec.users}
+            found |= {
+                d.credentials_secret_ref.name for d in self.spec.databases if d.credentials_secret_ref is not None
+            }
+        if self.server_spec is not None and self.server_spec.tls.ca_secret_ref is not None:
+            found.add(self.server_spec.tls.ca_secret_ref.name)
+        return frozenset(found)
+
+    def child(self, kind: str, name: str | None = None) -> Body | None:
+        """The live child of that kind and name (default: the pool's), if it is the pool's own."""
+        body = self.children.get((kind, name or self.owner.name))
+        return body if body is not None and controlled_by(body, self.owner.uid) else None
+
+    @property
+    def config(self) -> Body | None:
+        """The live Secret x-config."""
+        return self.child("Secret", names.config_secret(self.owner.name))
+
+    @property
+    def remembered_config(self) -> Body | None:
+        """The Secret x-config, live or as last seen if it was this very pool's."""
+        if self.config is not None:
+            return self.config
+        last = self.last_config
+        return last if last is not None and controlled_by(last, self.owner.uid) else None
+
+    @property
+    def config_files(self) -> dict[str, bytes]:
+        """The data of remembered_config; empty if there is none."""
+        return decode(self.remembered_config)
+
+
+Spec = TypeVar("Spec", PgPoolSpec, PgServerSpec)
+
+
+def _read(model: type[Spec], raw: object) -> tuple[Spec | None, str]:
+    """The spec and "", or None and what is wrong with it (no values)."""
+    try:
+        return model.model_validate(raw or {}), ""
+    except ValidationError as error:
+        return None, explain(error)

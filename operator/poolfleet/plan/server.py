@@ -1,0 +1,226 @@
+"""What is written into a PgServer's status: the numbers, the ledger and the conditions. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poolfleet.api.conditions import BUDGET_SATISFIED, READY, RECONCILING, SERVER_REACHABLE, STALLED, Reason
+from poolfleet.plan import ledger as ledgers
+from poolfleet.plan.budget import Budget, Candidate, Discovery, Limits
+from poolfleet.plan.ledger import Entry, Ledger, Rest, World
+from poolfleet.plan.model import Condition
+from poolfleet.plan.times import seconds, timestamp
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What keeps a PgServer from being used, in words that say what to change."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """All that the status of a PgServer depends on."""
+
+    generation: int
+    declared: int | None  # spec.maxConnections
+    has_admin: bool
+    problem: Problem | None  # spec or admin Secret cannot be used
+    discovery: Discovery | None
+    discovery_problem: Problem | None  # why the newest reading failed
+    budget: Budget | None
+    world: World
+    pools: Sequence[tuple[str, str, str]]  # (namespace, name, uid), oldest first
+
+
+def read_ledger(status: Mapping[str, Any]) -> Ledger:
+    """The ledger in `status`; an empty one if there is none."""
+    data = status.get("ledger") or {}
+    return Ledger(
+        revision=int(data.get("revision", 0)),
+        entries=tuple(
+            Entry(
+                pod=e["pod"],
+                pod_name=e["podName"],
+                pool=e["pool"],
+                database=e["database"],
+                bound=int(e["bound"]),
+                grant=int(e["grant"]),
+                revision=int(e["revision"]),
+                since=seconds(e["since"]),
+                gone_since=seconds(e["goneSince"]) if e.get("goneSince") else None,
+            )
+            for e in data.get("entries") or ()
+        ),
+        resting=tuple(Rest(int(r["connections"]), seconds(r["until"])) for r in data.get("resting") or ()),
+        rebuilt=seconds(data["rebuiltAt"]) if data.get("rebuiltAt") else None,
+    )
+
+
+def write_ledger(ledger: Ledger) -> JsonObject:
+    """The ledger as it stands in status; `read_ledger` is its inverse."""
+    data: JsonObject = {
+        "revision": ledger.revision,
+        "entries": [
+            {
+                "pod": e.pod,
+                "podName": e.pod_name,
+                "pool": e.pool,
+                "database": e.database,
+                "bound": e.bound,
+                "grant": e.grant,
+                "revision": e.revision,
+                "since": timestamp(e.since),
+                **({"goneSince": timestamp(e.gone_since)} if e.gone_since is not None else {}),
+            }
+            for e in sorted(ledger.entries, key=lambda e: (e.pool, e.pod, e.database))
+        ],
+        "resting": [{"connections": r.connections, "until": timestamp(r.until)} for r in ledger.resting],
+    }
+    if ledger.rebuilt is not None:
+        data["rebuiltAt"] = timestamp(ledger.rebuilt)
+    return data
+
+
+def read_discovery(status: Mapping[str, Any]) -> Discovery | None:
+    """What discovery believed when the status was written."""
+    data = status.get("discovery")
+    if not data:
+        return None
+    candidate = data.get("candidate")
+    return Discovery(
+        limits=_read_limits(data),
+        observed=seconds(data["observedAt"]),
+        server_version=data.get("serverVersion", ""),
+        candidate=Candidate(_read_limits(candidate), seconds(candidate["since"])) if candidate else None,
+    )
+
+
+def _read_limits(data: Mapping[str, Any]) -> Limits:
+    return Limits(int(data["maxConnections"]), int(data["superuserReserved"]), int(data["reserved"]))
+
+
+def _write_limits(limits: Limits) -> JsonObject:
+    return {
+        "maxConnections": limits.max_connections,
+        "superuserReserved": limits.superuser_reserved,
+        "reserved": limits.reserved,
+    }
+
+
+def write_discovery(discovery: Discovery) -> JsonObject:
+    """`discovery` as it stands in status. The time moves only with the values, so that a reading that
+    says nothing new is no reason to write."""
+    data: JsonObject = {
+        **_write_limits(discovery.limits),
+        "serverVersion": discovery.server_version,
+        "observedAt": timestamp(discovery.observed),
+    }
+    if discovery.candidate is not None:
+        data["candidate"] = {
+            **_write_limits(discovery.candidate.limits),
+            "since": timestamp(discovery.candidate.since),
+        }
+    return data
+
+
+def held(world: World) -> int:
+    """Server connections that the agents saw last."""
+    return sum(
+        database.held
+        for pod in world.pods
+        if pod.state is not None and not pod.ended
+        for database in pod.state.databases.values()
+    )
+
+
+def numbers(view: ServerView, ledger: Ledger) -> JsonObject:
+    """The numbers of the status, in connections. `granted` is Σ bounds: what may be held at this moment."""
+    if view.budget is None:
+        return {"granted": ledger.bound}
+    limits = view.budget.limits
+    return {
+        "maxConnections": limits.max_connections,
+        "superuserReserved": limits.superuser_reserved,
+        "reserved": limits.reserved,
+        "headroom": view.budget.headroom,
+        "budget": view.budget.total,
+        "granted": ledger.bound,
+        "free": max(0, view.budget.total - ledger.bound),
+    }
+
+
+def conditions(view: ServerView, ledger: Ledger) -> list[Condition]:
+    """The conditions of a PgServer, by kstatus."""
+    reachable = _reachable(view)
+    satisfied = _satisfied(view, ledger)
+    if view.problem is not None:
+        stalled = Condition(STALLED, "True", view.problem.reason, view.problem.message)
+        ready = Condition(READY, "False", view.problem.reason, view.problem.message)
+    else:
+        stalled = Condition(STALLED, "False", Reason.AS_WISHED)
+        if view.budget is None:
+            ready = Condition(
+                READY, "False", Reason.BUDGET_UNKNOWN, reachable.message or "The first reading is under way."
+            )
+        elif reachable.status == "False":
+            ready = Condition(READY, "False", reachable.reason, reachable.message)
+        else:
+            ready = Condition(READY, "True", Reason.SERVING, str(view.budget))
+    waiting = view.problem is None and (view.budget is None or satisfied.status == "False")
+    reason = Reason.BUDGET_UNKNOWN if view.budget is None else Reason.SHRINKING
+    reconciling = (
+        Condition(RECONCILING, "True", reason) if waiting else Condition(RECONCILING, "False", Reason.AS_WISHED)
+    )
+    return [ready, reconciling, stalled, reachable, satisfied]
+
+
+def _reachable(view: ServerView) -> Condition:
+    """From the newest reading, else from what the agents see."""
+    if view.discovery_problem is not None:
+        return Condition(SERVER_REACHABLE, "False", view.discovery_problem.reason, view.discovery_problem.message)
+    if view.has_admin and view.discovery is not None:
+        return Condition(SERVER_REACHABLE, "True", Reason.REACHABLE, f"PostgreSQL {view.discovery.server_version}")
+    seen = [
+        (name, database)
+        for pod in view.world.pods
+        if pod.state is not None and not pod.ended
+        for name, database in sorted(pod.state.databases.items())
+    ]
+    if any(database.reachable for _, database in seen):
+        return Condition(SERVER_REACHABLE, "True", Reason.REACHABLE, "Seen by the pods")
+    for name, database in seen:
+        if database.reachable is False:
+            return Condition(SERVER_REACHABLE, "False", Reason.UNREACHABLE, f'database "{name}": {database.error}')
+    return Condition(SERVER_REACHABLE, "Unknown", Reason.UNKNOWN, "No pod has asked for a connection yet")
+
+
+def _satisfied(view: ServerView, ledger: Ledger) -> Condition:
+    """Whether Σ bounds is within the budget, with the arithmetic."""
+    if view.budget is None:
+        return Condition(BUDGET_SATISFIED, "Unknown", Reason.BUDGET_UNKNOWN, "max_connections is not known yet")
+    notes = []
+    discovered = view.discovery.limits.max_connections if view.discovery else None
+    if view.declared is not None and discovered is not None and view.declared > discovered:
+        notes.append(f"maxConnections {view.declared} is above the server's own {discovered}: the smaller counts.")
+    if ledger.rebuilt is not None:
+        notes.append("The ledger was rebuilt from the pods; nothing is raised until every pod has answered.")
+    ghosts = sorted({e.pod_name for e in ledger.entries if e.gone_since is not None})
+    if ghosts:
+        bound = sum(e.bound for e in ledger.entries if e.gone_since is not None)
+        grace = round(view.world.ghost_grace)
+        notes.append(f"{bound} connections stay reserved for {grace} s for pods that vanished: {', '.join(ghosts)}.")
+    if ledger.bound > view.budget.total:
+        words = f"{ledger.bound} granted, budget {view.budget}. Pods are being shrunk."
+        return Condition(BUDGET_SATISFIED, "False", Reason.OVER_BUDGET, " ".join([words, *notes]))
+    return Condition(BUDGET_SATISFIED, "True", Reason.WITHIN_BUDGET, " ".join([str(view.budget), *notes]))
+
+
+def wake(view: ServerView, ledger: Ledger) -> float | None:
+    """When to look again if nothing happens, in seconds from now."""
+    due = ledgers.wake_at(view.world, ledger)
+    return None if due is None else max(0.05, due - view.world.now)

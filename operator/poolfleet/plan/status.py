@@ -1,0 +1,145 @@
+"""What is written into a PgPool's status, which events it is worth, and when to look again. Pure.
+
+Live numbers move at most every 15 s and by at least 10 %, so that a busy pool does not write all the time; exact ones
+are metrics. Conditions are made in plan/fleet.py.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from poolfleet.api import names
+from poolfleet.api.conditions import READY, Reason
+from poolfleet.plan import conditions, rollout
+from poolfleet.plan.fleet import Fleet, Refusal
+from poolfleet.plan.fleet import conditions as fleet_conditions
+from poolfleet.plan.model import Event
+from poolfleet.plan.objects import network
+from poolfleet.plan.objects.meta import selector_text
+from poolfleet.plan.pool import Plan
+from poolfleet.plan.poolview import PoolView
+
+JsonObject = dict[str, Any]
+
+NUMBERS_SECONDS: Final = 15.0  # live numbers move at most this often …
+NUMBERS_CHANGE: Final = 0.1  # … and by at least this part
+FORBIDDEN_RETRY_SECONDS: Final = 30.0  # a quota or an admission policy may change without a word to us
+
+# Reasons that pass by themselves.
+_ON_THE_WAY: Final = frozenset(
+    {
+        Reason.PROGRESSING,
+        Reason.WAITING_FOR_PODS,
+        Reason.WAITING_FOR_GRANTS,
+        Reason.WAITING_FOR_SERVER,
+        Reason.LOADING,
+        Reason.BUDGET_UNKNOWN,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """The end of a reconciliation."""
+
+    status: JsonObject
+    events: tuple[Event, ...]
+    again: float | None  # seconds until the next look, None if events are enough
+    numbers_moved: float  # for the next PoolView
+
+
+def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Conclusion:
+    """The status of `view` after `plan` was carried out, all but `refusals`."""
+    fleet = Fleet(view, plan, refusals)
+    old = view.status.get("conditions") or ()
+    new = conditions.merge(old, fleet_conditions(fleet), view.generation, view.now)
+    live = live_numbers(view)
+    shown = _shown(view.status)
+    moved, again = view.numbers_moved, None
+    if _worth_showing(shown, live):
+        wait = view.numbers_moved + NUMBERS_SECONDS - view.now
+        if wait <= 0:
+            shown, moved = live, view.now
+        else:
+            again = wait
+    if any(not refusal.invalid for refusal in refusals):
+        again = min(again or FORBIDDEN_RETRY_SECONDS, FORBIDDEN_RETRY_SECONDS)
+    status: JsonObject = {
+        "observedGeneration": view.generation,
+        "replicas": len(fleet.pods),
+        "readyReplicas": fleet.ready,
+        "selector": selector_text(view.owner),
+        "clients": {"active": shown["active"], "waiting": shown["waiting"]},
+        "connections": {**granted(view), "inUse": shown["inUse"]},
+        "conditions": new,
+    }
+    sizes = pool_sizes(view)
+    if sizes:
+        status["poolSize"] = sizes
+    if view.spec is not None:
+        status["endpoint"] = {"host": network.host(view.owner), "port": view.spec.service.port}
+    if plan.config:
+        status["binding"] = {"name": names.binding_secret(view.owner.name)}
+    if plan.rolled is not None:
+        status["agent"] = {
+            "image": plan.rolled.agent_image,
+            "outdated": rollout.outdated(plan.rolled, view.settings),
+        }
+    return Conclusion(status, tuple(_news(old, new)), again, moved)
+
+
+def _news(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+    """The transitions that somebody wants to hear of: not what is merely on its way, but a fleet that was ready."""
+    was_ready = any(c.get("type") == READY and c.get("status") == "True" for c in old)
+    lost = {c["reason"] for c in new if was_ready and c["type"] == READY and c["status"] == "False"}
+    for event in conditions.transitions(old, new):
+        if event.reason not in _ON_THE_WAY or event.reason in lost:
+            yield event
+
+
+def live_numbers(view: PoolView) -> dict[str, int]:
+    """Clients and server connections that the agents saw last, draining pods included."""
+    databases = [d for pod in view.pods if pod.state and not pod.ended for d in pod.state.databases.values()]
+    return {
+        "active": sum(d.clients for d in databases),
+        "waiting": sum(d.waiting for d in databases),
+        "inUse": sum(d.held for d in databases),
+    }
+
+
+def granted(view: PoolView) -> dict[str, int]:
+    """The pool's budget and granted connections (Σ bounds), from the ledger; the budget only once it is known."""
+    result = {"granted": sum(int(entry.get("bound", 0)) for entry in _entries(view))}
+    budget = view.server_status.get("budget")
+    if isinstance(budget, int) and view.serving in ("", view.key):
+        result["budget"] = max(0, budget)
+    return result
+
+
+def pool_sizes(view: PoolView) -> dict[str, dict[str, int]]:
+    """pool_size by database over the pods, from the ledger."""
+    sizes: dict[str, list[int]] = {}
+    for entry in _entries(view):
+        if entry.get("grant") and not entry.get("goneSince"):
+            sizes.setdefault(entry["database"], []).append(int(entry["grant"]))
+    return {name: {"min": min(n), "max": max(n), "total": sum(n)} for name, n in sorted(sizes.items())}
+
+
+def _entries(view: PoolView) -> list[Mapping[str, Any]]:
+    ledger = view.server_status.get("ledger") or {}
+    return [entry for entry in ledger.get("entries") or () if entry.get("pool") == view.key]
+
+
+def _shown(status: Mapping[str, Any]) -> dict[str, int]:
+    clients, connections = status.get("clients") or {}, status.get("connections") or {}
+    return {
+        "active": int(clients.get("active", 0)),
+        "waiting": int(clients.get("waiting", 0)),
+        "inUse": int(connections.get("inUse", 0)),
+    }
+
+
+def _worth_showing(shown: Mapping[str, int], live: Mapping[str, int]) -> bool:
+    return any(
+        live[name] != shown[name] and abs(live[name] - shown[name]) >= NUMBERS_CHANGE * shown[name] for name in live
+    )

@@ -1,0 +1,113 @@
+"""The pod `clients`, and the programs of hack/load in it."""
+
+import contextlib
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.cluster import ROOT, Kubectl, KubectlError, Manifest, operator_image
+from tests.e2e.database import Login
+
+PROGRAMS = ROOT / "hack/load"
+
+
+class Running:
+    """A program of hack/load in the clients' pod."""
+
+    def __init__(self, process: "subprocess.Popen[str]", out: Any, err: Any, program: str) -> None:
+        self._process, self._out, self._err, self._program = process, out, err, program
+
+    def lines(self) -> list[Manifest]:
+        """What it has printed so far."""
+        text = Path(self._out.name).read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def wait(self, timeout: float = 120) -> list[Manifest]:
+        """Wait until it has ended by itself, and return all lines. Raises KubectlError if it failed."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise KubectlError(f"{self._program}: no end after {timeout:g} s") from None
+        finally:
+            self._hang_up()
+        lines = self.lines()
+        if self._process.returncode:
+            raise KubectlError(f"{self._program}: {Path(self._err.name).read_text().strip()}; last lines: {lines[-3:]}")
+        return lines
+
+    def stop(self, timeout: float = 60) -> list[Manifest]:
+        """End it by closing its standard input (steady and sampler with --until-eof); return all lines."""
+        self._hang_up()
+        return self.wait(timeout)
+
+    def _hang_up(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already; its exit code says how
+                self._process.stdin.close()
+
+
+class Clients:
+    """A pod from which programs connect: the operator's image, for its Python and psycopg."""
+
+    POD = "clients"
+
+    def __init__(self, kubectl: Kubectl, namespace: str) -> None:
+        self.kubectl = kubectl
+        self.namespace = namespace
+
+    def ensure(self) -> "Clients":
+        """The pod is there and runs."""
+        if self.kubectl.find("-n", self.namespace, "pod", self.POD) is None:
+            self.kubectl.apply(self._manifest())
+        wait = ("-n", self.namespace, "wait", "--for=condition=Ready", f"pod/{self.POD}", "--timeout=60s")
+        self.kubectl.run(*wait, timeout=70)
+        return self
+
+    def run(self, program: str, login: Login, *options: str, timeout: float = 120) -> list[Manifest]:
+        """Run hack/load/`program`.py to its end; return the JSON lines that it printed."""
+        return self.start(program, login, *options).wait(timeout)
+
+    def start(self, program: str, login: Login, *options: str) -> Running:
+        """Start hack/load/`program`.py."""
+        code = (PROGRAMS / f"{program}.py").read_text()
+        # not `python3 -`: standard input is for the password, and its end for "stop"
+        command = ("exec", "-i", self.POD, "--", "python3", "-c", code, *login.options(), *options)
+        out, err = tempfile.NamedTemporaryFile("w+"), tempfile.NamedTemporaryFile("w+")  # noqa: SIM115 (Running keeps them)
+        process = self.kubectl.popen("-n", self.namespace, *command, stdin=subprocess.PIPE, stdout=out, stderr=err)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; Running.wait says why
+            process.stdin.write(login.password + "\n")
+            process.stdin.flush()
+        return Running(process, out, err, program)
+
+    def _manifest(self) -> Manifest:
+        container = {
+            "name": "clients",
+            "image": operator_image(self.kubectl),
+            "command": ["sleep", "infinity"],
+            "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": self.POD, "namespace": self.namespace},
+            "spec": {
+                "automountServiceAccountToken": False,
+                "enableServiceLinks": False,
+                "terminationGracePeriodSeconds": 1,
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": 65532,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "containers": [container],
+            },
+        }

@@ -1,0 +1,48 @@
+"""What e2e tests, the demo and the bench do with the kind cluster, in words. Standard library only.
+
+from tests.e2e import kit
+
+kubectl = kit.Kubectl()
+postgres = kit.Postgres(kubectl)
+clients = kit.Clients(kubectl, "demo").ensure()
+pool = kit.Pool(kubectl, "demo", "shop")
+"""
+
+from tests.e2e.clients import Clients, Running
+from tests.e2e.cluster import (
+    CONTEXT,
+    ROOT,
+    SYSTEM_NAMESPACE,
+    Kubectl,
+    KubectlError,
+    Manifest,
+    await_until,
+    basic_auth,
+    operator_image,
+)
+from tests.e2e.database import Login, Postgres, Sampler, ident, quoted
+from tests.e2e.pools import Pool, Target, bounds, ledger, server_status
+
+__all__ = [
+    "CONTEXT",
+    "ROOT",
+    "SYSTEM_NAMESPACE",
+    "Clients",
+    "Kubectl",
+    "KubectlError",
+    "Login",
+    "Manifest",
+    "Pool",
+    "Postgres",
+    "Running",
+    "Sampler",
+    "Target",
+    "await_until",
+    "basic_auth",
+    "bounds",
+    "ident",
+    "ledger",
+    "operator_image",
+    "quoted",
+    "server_status",
+]

@@ -1,0 +1,201 @@
+"""A pod without Kubernetes: agent, PgBouncer and the folders that the kubelet would fill, for tests of the agent."""
+
+import contextlib
+import json
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from poolfleet.api import names, wire
+from poolfleet.pgbouncer.fill import databases
+from poolfleet.pgbouncer.render import DatabaseLine, Settings, render_ini, render_userlist
+from tests.integration.pgbouncer_fixtures import Agent, PgBouncer, Postgres, free_port, publish, wait_until
+
+SERVER = "server-uid"
+POD = "pod-uid"
+USER, PASSWORD = "app", 'app\'s "word" ;#'
+
+
+class Pod:
+    """Both containers of one pod. `configure` and `direct` are what the operator would do."""
+
+    def __init__(self, folder: Path, pg: Postgres) -> None:
+        self.pg = pg
+        self.run = folder / "run"
+        self.run.mkdir(parents=True)
+        self.config_dir, self.pod_dir = folder / "config", folder / "pod"
+        self.port = free_port()
+        self.key = secrets.token_bytes(32)
+        self.files: dict[str, bytes] = {}
+        self.rev = 0
+        self.directive = b""
+        self.bouncer = PgBouncer(self.run, self.port)
+        self.agent = Agent(
+            self.run,
+            self.config_dir,
+            self.pod_dir,
+            {"POOLFLEET_PGBOUNCER_PORT": str(self.port), "POOLFLEET_PROPAGATION_SECONDS": "0.5"},
+        )
+        self._publish_pod()
+
+    # -- as the operator and the kubelet ------------------------------------------------------------------------------
+
+    def line(self, name: str = "shop", **changes: Any) -> DatabaseLine:
+        values: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": self.pg.port,
+            "dbname": "shop",
+            "user": "shop",
+            "password": "shop",
+        }
+        return DatabaseLine(name, **(values | changes))
+
+    def config(
+        self,
+        lines: Sequence[DatabaseLine] | None = None,
+        users: Mapping[str, str] | None = None,
+        ini: str | None = None,
+        max_grant: int = 100,
+        **parameters: int | str,
+    ) -> dict[str, bytes]:
+        settings = Settings(
+            max_client_conn=500, tls_mode="disable", parameters=parameters, run_dir=str(self.run), port=self.port
+        )
+        text = ini or render_ini([self.line()] if lines is None else lines, settings)
+        return {
+            names.INI_FILE: text.encode(),
+            names.USERLIST_FILE: render_userlist(users or {USER: PASSWORD}).encode(),
+            names.KEY_FILE: self.key.hex().encode(),
+            names.LIMITS_FILE: json.dumps({"maxGrant": max_grant}).encode(),
+        }
+
+    def configure(self, files: Mapping[str, bytes]) -> None:
+        """Mount a version of the Secret x-config."""
+        self.files = dict(files)
+        publish(self.config_dir, self.files)
+
+    def direct(
+        self,
+        granted: Mapping[str, int] | None = None,
+        /,
+        rev: int | None = None,
+        share: Mapping[str, int] | None = None,
+        **more: int,
+    ) -> int:
+        """Annotate the pod with a directive for the newest mounted configuration; return its revision."""
+        grant = {**(granted or {}), **more}
+        self.rev = self.rev + 1 if rev is None else rev
+        directive = wire.Directive(SERVER, POD, self.rev, wire.config_hash(self.files), grant, share or dict(grant))
+        self.annotate(wire.sign(directive.to_message(), self.key).encode())
+        return self.rev
+
+    def annotate(self, text: bytes) -> None:
+        self.directive = text
+        self._publish_pod()
+
+    def _publish_pod(self) -> None:
+        publish(self.pod_dir, {"uid": POD.encode(), "server": SERVER.encode(), "directive": self.directive})
+
+    # -- as everybody else --------------------------------------------------------------------------------------------
+
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """Status and body of a request to the agent; (0, reason) while nothing listens."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.agent.port}{path}", headers=dict(headers or {}))
+        try:
+            with urllib.request.urlopen(request, timeout=40) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def state(self, after: int | None = None, wait: str = "25s") -> wire.AgentState:
+        """GET /state, its MAC verified."""
+        status, body = self.get("/state" if after is None else f"/state?after={after}&wait={wait}")
+        assert status == 200, body
+        return wire.AgentState.from_message(wire.verify(body, self.key))
+
+    def started(self) -> bool:
+        return self.get("/startupz")[0] == 200
+
+    def ready(self) -> bool:
+        return self.get("/readyz")[0] == 200
+
+    def loaded(self, rev: int, **grant: int) -> bool:
+        """Revision `rev` is applied and these limits are loaded."""
+        state = self.state()
+        return state.rev == rev and {name: d.loaded for name, d in state.databases.items()} == grant
+
+    def up(self, **grant: int) -> None:
+        """From nothing to a running pod with its first grant loaded."""
+        if not self.files:
+            self.configure(self.config())
+        rev = self.direct(grant)
+        self.agent.start()
+        wait_until("the gate opens", self.started)
+        self.bouncer.start()
+        wait_until("the grant is loaded", lambda: self.loaded(rev, **grant))
+
+    def client(self, database: str = "shop", user: str = USER, password: str = PASSWORD) -> "psycopg.Connection[Any]":
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=self.port,
+            user=user,
+            password=password,
+            dbname=database,
+            autocommit=True,
+            connect_timeout=15,
+            sslmode="disable",
+            prepare_threshold=None,
+        )
+
+    def show(self, command: str) -> list[dict[str, Any]]:
+        """Rows of an admin command, over the Unix socket."""
+        with psycopg.connect(
+            host=str(self.run),
+            port=self.port,
+            user="pgbouncer",
+            dbname="pgbouncer",
+            autocommit=True,
+            cursor_factory=psycopg.ClientCursor,
+        ) as connection:
+            cursor = connection.execute(command.encode())
+            columns = [column.name for column in cursor.description or ()]
+            return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+
+    def setting(self, key: str) -> str:
+        return str(next(row["value"] for row in self.show("SHOW CONFIG") if row["key"] == key))
+
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """Database -> (pool_size, max_db_connections) as PgBouncer has them loaded."""
+        rows = self.show("SHOW DATABASES")
+        return {r["name"]: (r["pool_size"], r["max_connections"]) for r in rows if r["name"] != "pgbouncer"}
+
+    def file_is_cold(self) -> bool:
+        """The file that a restarted PgBouncer would find allows one connection per database."""
+        text = (self.run / names.INI_FILE).read_text()
+        databases_there = sum(" max_db_connections=" in line for line in text.splitlines())
+        return (
+            text.endswith("\nsyslog_ident = cold\n")
+            and text.count(" pool_size=1 max_db_connections=1\n") == databases_there
+            and databases_there <= len(databases(self.files[names.INI_FILE].decode()))
+        )
+
+    def stop(self) -> None:
+        self.agent.stop()
+        self.bouncer.stop()
+
+
+@contextlib.contextmanager
+def pod(folder: Path, pg: Postgres) -> Iterator[Pod]:
+    """A pod for the duration of the block; nothing runs yet."""
+    made = Pod(folder, pg)
+    try:
+        yield made
+    finally:
+        made.stop()

@@ -1,0 +1,444 @@
+"""The agent beside a real PgBouncer and a real PostgreSQL (design section 4)."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from poolfleet.api import names, wire
+from poolfleet.pgbouncer.render import DatabaseLine
+from tests.integration.agent_pod import POD, SERVER, Pod, pod
+from tests.integration.pgbouncer_fixtures import Postgres, free_port, postgres, wait_until
+
+ROLE = "shop"
+
+
+@pytest.fixture(scope="module")
+def pg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with postgres(tmp_path_factory.mktemp("postgres")) as server:
+        server.query(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE}'")
+        server.query(f"CREATE DATABASE shop OWNER {ROLE}")
+        yield server
+
+
+@pytest.fixture
+def one(pg: Postgres, tmp_path: Path) -> Iterator[Pod]:
+    with pod(tmp_path, pg) as made:
+        yield made
+    wait_until("all sessions of the test are gone", lambda: pg.sessions(ROLE) == 0)
+
+
+class Load:
+    """Clients in threads that run short transactions over held connections and count what fails."""
+
+    def __init__(self, pod: Pod, clients: int, query: str = "SELECT pg_sleep(0.05)", database: str = "shop") -> None:
+        self.served = 0
+        self.errors: list[str] = []
+        self._ending = threading.Event()
+        self._pod, self._query, self._database = pod, query, database
+        self._threads = [threading.Thread(target=self._client) for _ in range(clients)]
+
+    def _client(self) -> None:
+        try:
+            with self._pod.client(self._database) as connection:
+                while not self._ending.is_set():
+                    connection.execute(self._query.encode())
+                    self.served += 1
+        except psycopg.Error as error:
+            self.errors.append(str(error))
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_nothing_starts_before_the_first_grant(one: Pod) -> None:
+    one.configure(one.config())
+    one.agent.start()
+    wait_until("the agent answers", lambda: one.get("/startupz")[0] == 503)
+    assert one.get("/readyz")[0] == 503
+    assert not (one.run / names.INI_FILE).exists()
+
+    rev = one.direct(shop=4)
+    wait_until("the gate opens", one.started)
+    assert one.file_is_cold()
+    assert not one.ready()
+
+    one.bouncer.start()
+    wait_until("ready", one.ready)
+    assert one.limits() == {"shop": (4, 4)}
+    assert one.setting("default_pool_size") == "4"
+    assert one.setting("syslog_ident").startswith("cfg-")
+    assert one.file_is_cold()
+    state = one.state()
+    assert (state.server, state.pod, state.rev) == (SERVER, POD, rev)
+    assert state.config == wire.config_hash(one.files)
+    assert state.config_error == ""
+    assert state.pgbouncer == "PgBouncer 1.26.1"
+
+
+def test_a_client_is_served_and_its_backend_checks_for_vanished_clients(one: Pod) -> None:
+    one.up(shop=2)
+    with one.client() as connection:
+        assert connection.execute("SHOW client_connection_check_interval").fetchone() == ("500ms",)
+    wait_until("held is seen", lambda: one.state().databases["shop"].held >= 1)
+    assert one.state().databases["shop"].reachable is True
+    assert len(one.state().pids) >= 1
+
+
+def test_a_regrant_under_load_moves_the_connections_without_an_error(one: Pod) -> None:
+    one.up(shop=12)
+    with Load(one, clients=40) as load:
+        wait_until("the pool is full", lambda: one.pg.sessions(ROLE) == 12)
+        rev = one.direct(shop=4)
+
+        def proven() -> bool:
+            d = one.state().databases["shop"]
+            return one.loaded(rev, shop=4) and d.samples >= 2 and d.held <= 4
+
+        wait_until("the shrink is proven", proven, 10)
+        assert one.pg.sessions(ROLE) <= 4
+        one.direct(shop=8)
+        wait_until("the pool has grown", lambda: one.pg.sessions(ROLE) == 8)
+        assert one.file_is_cold()
+    assert load.errors == []
+    assert load.served > 100
+    assert "reconnect, to shrink" in one.agent.text()
+
+
+def test_a_killed_pgbouncer_comes_back_cold_and_then_gets_its_grant(one: Pod) -> None:
+    one.up(shop=5)
+    before = one.state().started
+    most = 0
+    with Load(one, clients=5, query="SELECT pg_sleep(30)") as load:
+        wait_until("all queries run", lambda: one.pg.sessions(ROLE) == 5)
+        one.bouncer.kill()
+        wait_until("the agent notices", lambda: one.state().started == "" and not one.ready())
+        assert one.file_is_cold()
+    assert len(load.errors) == 5
+    one.bouncer.start()
+    begun = time.monotonic()
+    wait_until("the new process is seen", lambda: one.state().started not in ("", before))
+    with Load(one, clients=10, query="SELECT pg_sleep(0.05)") as second:
+        while one.limits() != {"shop": (5, 5)}:
+            most = max(most, one.pg.sessions(ROLE))
+            assert time.monotonic() - begun < 5
+        most = max(most, one.pg.sessions(ROLE))
+        assert time.monotonic() - begun >= names.LINGER_SECONDS - 0.1
+        wait_until("ready again", one.ready)
+    assert second.errors == []
+    assert most <= 5 + 1
+
+
+# Where the agent dies: a statement that kills it instead of, or right after, one step of a load.
+DEATHS = {
+    "before the revision is durable": "files.Applied.save = lambda *a: die()",
+    "after the revision is durable": "after(files.Applied, 'save')",
+    "with the granted file in place": "before(process.Console, 'query', 'RELOAD')",
+    "after RELOAD": "before(process.Console, 'marker')",
+    "before the configuration is durable": "files.Staged.save = lambda *a: die()",
+}
+DEADLY = """
+import os, signal, sys
+from poolfleet.agent import files, process
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+def after(owner, name):
+    real = getattr(owner, name)
+    def wrapped(*a):
+        real(*a)
+        die()
+    setattr(owner, name, wrapped)
+def before(owner, name, *words):
+    real = getattr(owner, name)
+    async def wrapped(self, *a):
+        if a[: len(words)] == words:
+            die()
+        return await real(self, *a)
+    setattr(owner, name, wrapped)
+"""
+
+
+@pytest.mark.parametrize("where", DEATHS)
+def test_an_agent_that_dies_in_a_load_never_goes_back(one: Pod, where: str) -> None:
+    one.up(shop=9)
+    one.agent.kill()
+    one.agent.start(code=DEADLY + DEATHS[where])
+    wait_until("the second agent has loaded", lambda: one.get("/readyz")[0] == 200)
+    one.configure(one.config(query_wait_timeout=77))
+    rev = one.direct(shop=3)
+    wait_until("it dies", lambda: not one.agent.running(), 10)
+    durable = json.loads((one.run / "applied.json").read_text())["rev"]
+
+    # The kubelet's file may lag: the next agent first sees the old directive, which grants 9.
+    old, one.directive = one.directive, b""
+    one.direct(rev=1, shop=9)
+    one.agent.start()
+    wait_until("the third agent has loaded", lambda: one.get("/readyz")[0] == 200)
+    if durable == rev:
+        assert one.state().rev == rev
+        assert one.limits() == {"shop": (3, 3)}
+    else:
+        assert one.limits() == {"shop": (9, 9)}
+    one.annotate(old)
+    wait_until("the new directive is loaded", lambda: one.loaded(rev, shop=3))
+    wait_until("the new configuration is loaded", lambda: one.setting("query_wait_timeout") == "77")
+    wait_until("it says so", lambda: one.state().config == wire.config_hash(one.files))
+    assert one.file_is_cold()
+
+
+def test_a_configuration_that_pgbouncer_does_not_take_is_refused_and_the_last_good_one_stays(one: Pod) -> None:
+    one.up(shop=4)
+    good = one.state().config
+    files = one.config(users={"app": "another word"})
+    files[names.INI_FILE] = files[names.INI_FILE].replace(b";@fill", b"no_such_setting = 1\n;@fill")
+    one.configure(files)
+    rev = one.direct(shop=6)
+    wait_until("refused", lambda: one.state().config_error != "")
+    state = one.state()
+    assert (state.rev, state.config, state.ready) == (rev, good, True)
+    assert wire.config_hash(files) in state.config_error
+    wait_until("grants go on", lambda: one.limits() == {"shop": (6, 6)})
+    assert one.file_is_cold()
+    one.client().close()  # with the password of the last good configuration
+
+    one.configure(one.config(users={"app": "another word"}))
+    rev = one.direct(shop=6)
+    wait_until("the mended one is loaded", lambda: one.state().config == wire.config_hash(one.files))
+    assert one.state().config_error == ""
+    one.client(password="another word").close()
+    with pytest.raises(psycopg.OperationalError):
+        one.client()
+
+
+def test_a_configuration_whose_template_is_malformed_is_refused(one: Pod) -> None:
+    one.up(shop=4)
+    one.configure(one.config(ini="[pgbouncer]\n"))
+    one.direct(shop=5)
+    wait_until("refused", lambda: one.state().config_error != "")
+    wait_until("grants go on", lambda: one.limits() == {"shop": (5, 5)})
+    one.client().close()
+
+
+def test_grants_do_not_wait_for_a_configuration_that_is_not_mounted(one: Pod) -> None:
+    one.up(shop=4)
+    mounted, in_force = one.files, one.state().config
+    one.files = one.config(query_wait_timeout=33)  # the directive names it, the kubelet has not mounted it
+    rev = one.direct(shop=7)
+    wait_until("the grant is loaded", lambda: one.loaded(rev, shop=7))
+    assert one.state().config == in_force == wire.config_hash(mounted)
+    one.configure(one.files)
+    wait_until("the configuration follows", lambda: one.state().config == wire.config_hash(one.files))
+    assert one.setting("query_wait_timeout") == "33"
+
+
+def test_databases_come_and_go_with_their_grants(one: Pod) -> None:
+    one.configure(one.config(lines=[one.line("shop"), one.line("other")]))
+    one.up(shop=4)
+    assert one.limits() == {"shop": (4, 4)}
+    rev = one.direct(shop=3, other=1, unknown=5)
+    wait_until("both", lambda: one.loaded(rev, shop=3, other=1))
+    one.client("other").close()
+    rev = one.direct(other=2)
+    wait_until("one", lambda: one.loaded(rev, other=2))
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff\xfe", b"{", b"null", b"[" * 100_000, b'{"v":1}', b"0" * 100_000],
+)
+def test_garbage_in_the_annotation_changes_nothing(one: Pod, garbage: bytes) -> None:
+    one.up(shop=4)
+    one.annotate(garbage)
+    if garbage != b"\xff\xfe":  # no text at all: as if absent
+        wait_until("it is logged", lambda: "directive refused" in one.agent.text())
+    one.annotate(garbage)
+    time.sleep(0.5)  # nothing to await: what must not happen
+    assert one.agent.text().count("directive refused") <= 1
+    assert one.limits() == {"shop": (4, 4)}
+    assert one.ready()
+
+
+def test_a_directive_that_is_not_for_this_pod_or_too_large_or_forged_is_refused(one: Pod) -> None:
+    one.up(shop=4)
+    config = wire.config_hash(one.files)
+    other_key = bytes(32)
+    for directive, key in [
+        (wire.Directive("another", POD, 9, config, {"shop": 9}), one.key),
+        (wire.Directive(SERVER, "another", 9, config, {"shop": 9}), one.key),
+        (wire.Directive(SERVER, POD, 9, config, {"shop": 101}), one.key),
+        (wire.Directive(SERVER, POD, 0, config, {"shop": 9}), one.key),
+        (wire.Directive(SERVER, POD, 9, config, {"shop": 9}), other_key),
+    ]:
+        refused = one.agent.text().count("directive refused")
+        one.annotate(wire.sign(directive.to_message(), key).encode())
+        wait_until("refused", lambda n=refused: one.agent.text().count("directive refused") == n + 1)  # type: ignore[misc]
+    assert one.limits() == {"shop": (4, 4)}
+    assert one.state().rev == 1
+
+
+def test_an_agent_restart_disturbs_nobody(one: Pod) -> None:
+    one.up(shop=4)
+    with Load(one, clients=8) as load:
+        started = one.state().started
+        one.agent.kill(signal.SIGTERM)
+        assert one.agent.process is not None
+        assert one.agent.process.popen.returncode == 0
+        one.annotate(b"")
+        one.agent.start()
+        wait_until("ready", one.ready)
+        state = one.state()
+        assert (state.rev, state.started) == (1, started)
+        assert one.limits() == {"shop": (4, 4)}
+    assert load.errors == []
+
+
+def test_state_is_a_long_poll(one: Pod) -> None:
+    one.up(shop=4)
+    wait_until("proven", lambda: one.state().databases["shop"].samples >= 2 and one.state().ready)
+    wait_until("probed", lambda: one.state().databases["shop"].reachable is True)
+    seq = one.state().seq
+    begun = time.monotonic()
+    later = one.state(after=seq, wait="0.7")
+    if later.seq == seq:
+        assert 0.6 < time.monotonic() - begun < 5
+    threading.Timer(0.3, lambda: one.direct(shop=5)).start()
+    begun = time.monotonic()
+    later = one.state(after=one.state().seq, wait="25s")
+    assert later.seq > seq
+    assert time.monotonic() - begun < 3
+    assert one.get("/state?after=x")[0] == 400
+    assert one.get("/state?wait=nan")[0] == 400
+
+
+def test_drain_waits_for_the_clients(one: Pod) -> None:
+    one.up(shop=4)
+    token = {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)}
+    assert one.get("/drain")[0] == 403
+    assert one.get("/drain", {names.DRAIN_TOKEN_HEADER: "wrong"})[0] == 403
+    assert not one.state().draining
+    answers: list[tuple[float, int, str]] = []
+
+    def drain() -> None:
+        answers.append((0.0, *one.get("/drain", token)))
+        answers[0] = (time.monotonic(), *answers[0][1:])
+
+    with one.client() as connection:
+        hook = threading.Thread(target=drain)
+        hook.start()
+        wait_until("draining", lambda: one.state().draining)
+        time.sleep(1.2)  # past the propagation: only the client keeps it waiting
+        assert not answers
+        assert one.ready()
+        connection.execute("SELECT 1")
+        left = time.monotonic()
+    hook.join(10)
+    assert answers[0][1:] == (200, "no client is left\n")
+    assert answers[0][0] - left < 3
+
+
+def test_drain_ends_when_the_time_is_over(one: Pod) -> None:
+    one.agent.env["POOLFLEET_DRAIN_SECONDS"] = "1"
+    one.up(shop=4)
+    with one.client():
+        status, text = one.get("/drain", {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)})
+    assert (status, text) == (200, "1 clients are left and the time is over\n")
+
+
+def test_an_unreachable_server_and_a_wrong_password_are_told_apart(one: Pod) -> None:
+    dead = DatabaseLine("dead", "127.0.0.1", free_port(), "shop", "shop", "shop")
+    one.configure(one.config(lines=[one.line("shop"), one.line("wrong", password="not it"), dead]))
+    one.up(shop=2, wrong=2, dead=2)
+
+    def known() -> bool:
+        return all(d.reachable is not None for d in one.state().databases.values())
+
+    wait_until("all are probed", known)
+    found = one.state().databases
+    assert (found["shop"].reachable, found["shop"].error) == (True, "")
+    assert found["wrong"].reachable is False
+    assert "password authentication failed" in found["wrong"].error
+    assert found["dead"].reachable is False
+    assert "connect failed" in found["dead"].error
+    assert "not it" not in one.agent.text()
+    assert one.ready()  # never depends on the database
+
+    one.configure(one.config(lines=[one.line("shop"), one.line("wrong"), dead]))
+    one.direct(shop=2, wrong=2, dead=2)
+    wait_until("mended", lambda: one.state().databases["wrong"].reachable is True)
+
+
+def test_the_client_s_own_login_is_probed_where_no_role_is_forced(one: Pod) -> None:
+    one.configure(one.config(lines=[one.line(user=None, password=None)], users={"nobody": "x", "shop": "shop"}))
+    one.up(shop=2)
+    wait_until("probed", lambda: one.state().databases["shop"].reachable is True)
+
+
+FULL_DISK = """
+import pathlib
+from poolfleet.agent import files, loader
+real = files.prepare
+def prepare(*args, **words):
+    if pathlib.Path({path!r}).exists():
+        raise OSError(28, "No space left on device")
+    return real(*args, **words)
+files.prepare = loader.prepare = prepare
+"""
+
+
+def test_a_full_disk_stops_nothing_but_the_change(one: Pod) -> None:
+    one.up(shop=4)
+    one.agent.kill()
+    full = one.run.parent / "full"
+    code = FULL_DISK.format(path=str(full))
+    one.agent.start(code=code)
+    wait_until("ready", one.ready)
+    full.touch()
+    rev = one.direct(shop=8)
+    wait_until("it says so", lambda: "No space left" in one.agent.text())
+    assert one.state().rev == rev - 1
+    assert one.limits() == {"shop": (4, 4)}
+    assert one.ready()
+    one.client().close()
+    full.unlink()
+    wait_until("it goes on", lambda: one.loaded(rev, shop=8))
+
+
+def test_metrics_and_memory(one: Pod) -> None:
+    one.up(shop=4)
+    with Load(one, clients=4):
+        wait_until("held", lambda: one.state().databases["shop"].held > 0)
+        status, text = one.get("/metrics")
+    assert status == 200
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values['pgbouncer_databases_pool_size{name="shop"}'] == "4.0"
+    assert values['poolfleet_agent_granted_connections{database="shop"}'] == "4.0"
+    assert float(values['pgbouncer_stats_queries_pooled_total{database="shop"}']) > 0
+    assert float(values['pgbouncer_stats_queries_duration_seconds_total{database="shop"}']) > 0
+    assert values["pgbouncer_up"] == "1.0"
+    assert one.agent.rss_mib() <= 35
+    one.bouncer.kill()
+    assert "pgbouncer_up 0.0" in one.get("/metrics")[1]
+
+
+def test_other_paths_are_not_there(one: Pod) -> None:
+    one.up(shop=4)
+    assert one.get("/")[0] == 404
+    assert one.get("/directive")[0] == 404
+
+
+def test_no_secret_is_logged(one: Pod) -> None:
+    one.up(shop=4)
+    one.client().close()
+    for secret in ("app's", one.key.hex(), wire.drain_token(one.key)):
+        assert secret not in one.agent.text()

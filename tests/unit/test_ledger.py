@@ -1,0 +1,190 @@
+"""The rules of the ledger one by one; tests/property/test_ledger.py has them all under noise."""
+
+from dataclasses import replace
+
+import pytest
+
+from poolfleet.api.wire import AgentState, DatabaseState
+from poolfleet.plan import ledger as plan
+from poolfleet.plan.ledger import Entry, Ledger, Rest, World, advance, orders, proves
+from poolfleet.plan.model import Pod
+from poolfleet.plan.sizing import PoolWish
+
+WISH = PoolWish("ns/shop", "u", 0.0, {"a": 1}, "c1")
+
+
+def pod(uid: str = "p1", state: AgentState | None = None, **changes: object) -> Pod:
+    first = Pod(uid, uid, "ns", 0.0, False, True, False, True, "", "server", {}, None, state)
+    return replace(first, **changes)  # type: ignore[arg-type]
+
+
+def answer(
+    uid: str = "p1",
+    rev: int = 1,
+    loaded: int = 1,
+    held: int = 1,
+    samples: int = 2,
+    config: str = "c1",
+    started: str = "x",
+) -> AgentState:
+    return AgentState(
+        "server", uid, 1, rev, config, "", started, {"a": DatabaseState(loaded, held, samples, clients=held)}
+    )
+
+
+def told(uid: str, rev: int, grant: int, config: str = "c1") -> dict[str, object]:
+    return {"server": "server", "pod": uid, "rev": rev, "config": config, "grant": {"a": grant}}
+
+
+def entry(uid: str = "p1", bound: int = 5, grant: int = 5, rev: int = 1, since: float = 0.0) -> Entry:
+    return Entry(uid, uid, "ns/shop", "a", bound, grant, rev, since)
+
+
+def world(
+    ledger: Ledger, *pods: Pod, budget: int | None = 20, now: float = 100.0, wish: PoolWish | None = WISH
+) -> World:
+    return World("server", budget, ledger, pods, wish, now)
+
+
+def test_the_first_grant_is_one_per_database_and_comes_before_the_pod_answers() -> None:
+    w = world(Ledger(), pod())
+    after = advance(w)
+    assert [(e.bound, e.grant, e.revision) for e in after.entries] == [(1, 1, 1)]
+    [(to, directive)] = orders(w, after)
+    assert (to.uid, directive.rev, directive.grant, directive.config) == ("p1", 1, {"a": 1}, "c1")
+    assert directive.share == {"a": 19}  # warm means half of this
+
+
+def test_a_pod_without_a_node_gets_nothing() -> None:
+    w = world(Ledger(), pod(scheduled=False))
+    assert advance(w) is w.ledger
+
+
+def test_a_pod_that_has_answered_gets_its_share_less_the_reserve() -> None:
+    after = advance(world(Ledger(1, (entry(bound=1, grant=1),)), pod(state=answer())))
+    assert [(e.bound, e.grant, e.revision) for e in after.entries] == [(19, 19, 2)]
+
+
+def test_an_unknown_budget_raises_nothing() -> None:
+    w = world(Ledger(), pod(), budget=None)
+    assert advance(w) is w.ledger
+
+
+def test_a_newcomer_is_made_room_for_by_one_donor_at_a_time() -> None:
+    ledger = Ledger(3, (entry("p1", 10, 10, 2), entry("p2", 9, 9, 2), entry("p3", 1, 1, 3)))
+    pods = [
+        pod(uid, state=answer(uid, rev, held, held), directive=told(uid, rev, held), created=n)
+        for n, (uid, rev, held) in enumerate([("p1", 2, 10), ("p2", 2, 9), ("p3", 3, 1)])
+    ]
+    after = advance(world(ledger, *pods))
+    assert [(e.pod, e.bound, e.grant) for e in after.entries] == [("p1", 10, 7), ("p2", 9, 9), ("p3", 1, 1)]
+    # p1 has not proved it for 5 s: the next donor is asked as well
+    pods[0] = replace(pods[0], directive=told("p1", 4, 7))
+    later = advance(world(after, *pods, now=106.0))
+    assert [(e.bound, e.grant) for e in later.entries][:2] == [(10, 7), (9, 6)]
+
+
+def test_a_proof_releases_and_the_released_rests_before_anybody_gets_it() -> None:
+    ledger = Ledger(4, (entry("p1", 10, 7, 4, since=99.0), entry("p2", 10, 10, 2)))
+    pods = [
+        pod("p1", state=answer("p1", 4, 7, 7), directive=told("p1", 4, 7)),
+        pod("p2", state=answer("p2", 2, 10, 10), directive=told("p2", 2, 10), created=1.0),
+    ]
+    w = world(ledger, *pods)
+    after = advance(w)
+    assert after.entries[0].bound == 7
+    assert after.resting == (Rest(3, 100.6),)
+    assert plan.free(replace(w, ledger=after), after) == 0
+    assert plan.wake_at(w, after) == pytest.approx(100.6)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        answer(rev=3),
+        answer(rev=4, loaded=8),
+        answer(rev=4, loaded=7, held=8),
+        answer(rev=4, loaded=7, held=7, samples=1),
+        answer(rev=4, loaded=7, held=7, started=""),
+        answer("p2", rev=4, loaded=7, held=7),
+        replace(answer(rev=4, loaded=7, held=7), server="another"),
+        None,
+    ],
+    ids=[
+        "older revision",
+        "limit not loaded",
+        "still held",
+        "one sample",
+        "no process",
+        "other pod",
+        "other server",
+        "silent",
+    ],
+)
+def test_what_is_no_proof(state: AgentState | None) -> None:
+    assert not proves(state, entry(bound=10, grant=7, rev=4), "server")
+    assert proves(answer(rev=4, loaded=7, held=7), entry(bound=10, grant=7, rev=4), "server")
+
+
+def test_a_pod_that_ended_is_released_one_that_vanished_waits_for_the_grace() -> None:
+    ended = advance(world(Ledger(1, (entry(),)), pod(ended=True)))
+    assert ended.entries == () and ended.resting == (Rest(5, 100.6),)
+    missed = advance(world(Ledger(1, (entry(),))))
+    assert missed.entries[0].gone_since == 100.0 and missed.bound == 5
+    waiting = world(missed, now=219.0)
+    assert advance(waiting) is missed
+    assert advance(world(missed, now=220.0)).entries == ()
+
+
+def test_a_terminating_pod_counts_and_is_cut_to_what_its_clients_use() -> None:
+    ledger = Ledger(2, (entry("p1", 19, 19, 2, since=90.0),))
+    state = replace(answer("p1", 2, 19, 19), databases={"a": DatabaseState(19, 19, 2, clients=4)})
+    after = advance(world(ledger, pod(state=state, terminating=True, directive=told("p1", 2, 19))))
+    assert [(e.bound, e.grant) for e in after.entries] == [(19, 4)]
+
+
+def test_after_a_budget_cut_the_newcomer_gets_nothing_until_it_fits() -> None:
+    ledger = Ledger(2, (entry("p1", 19, 19, 2),))
+    pods = [pod(state=answer(rev=2, loaded=19, held=19), directive=told("p1", 2, 19)), pod("p2", created=1.0)]
+    after = advance(world(ledger, *pods, budget=10))
+    assert [(e.pod, e.bound, e.grant) for e in after.entries] == [("p1", 19, 8)]
+
+
+def test_a_new_configuration_gets_a_revision_and_the_same_grant() -> None:
+    ledger = Ledger(2, (entry("p1", 19, 19, 2),))
+    w = world(ledger, pod(state=answer(rev=2, loaded=19), directive=told("p1", 2, 19, config="old")))
+    after = advance(w)
+    assert [(e.grant, e.revision) for e in after.entries] == [(19, 3)]
+    assert [d.config for _, d in orders(w, after)] == ["c1"]
+
+
+def test_a_directive_that_nobody_loads_is_sent_anew_but_a_refused_configuration_is_not() -> None:
+    ledger = Ledger(2, (entry("p1", 19, 19, 2, since=96.0),))
+    stuck = pod(state=answer(rev=2, loaded=19, config="old"), directive=told("p1", 2, 19))
+    assert advance(world(ledger, stuck)).revision == 3
+    assert stuck.state is not None
+    refused = replace(stuck, state=replace(stuck.state, config_error="line 3"))
+    assert advance(world(ledger, refused)) is ledger
+
+
+def test_a_removed_database_is_taken_back_and_its_entry_goes_after_the_proof() -> None:
+    gone = Entry("p1", "p1", "ns/shop", "b", 4, 4, 2, 0.0)
+    ledger = Ledger(2, (entry("p1", 10, 10, 2), gone))
+    first = advance(world(ledger, pod(state=answer(rev=2, loaded=10), directive=told("p1", 2, 10))))
+    assert [(e.database, e.grant) for e in first.entries] == [("a", 10), ("b", 0)] or first.entries[1].grant == 0
+    done = pod(state=answer(rev=first.revision, loaded=10), directive=told("p1", first.revision, 10))
+    assert [e.database for e in advance(world(first, done)).entries] == ["a"]
+
+
+def test_a_pod_of_an_earlier_server_is_counted_with_what_it_was_told() -> None:
+    old = pod(directive={**told("p1", 7, 12), "server": "earlier"}, server="earlier")
+    after = advance(world(Ledger(), old, pod("p2", created=1.0)))
+    assert [(e.pod, e.bound) for e in after.entries] == [("p1", 12)]
+    assert after.rebuilt == 100.0 and after.revision == 7 + plan.REVISION_GAP
+
+
+def test_a_step_over_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "targets", lambda *_: {("p1", "a"): 99})
+    monkeypatch.setattr(plan, "free", lambda *_: 99)
+    with pytest.raises(plan.IllegalStepError):
+        advance(world(Ledger(1, (entry(bound=1, grant=1),)), pod(state=answer())))

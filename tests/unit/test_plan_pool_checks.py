@@ -1,0 +1,156 @@
+"""What can be wrong with a PgPool: the reason, the remedy, and what stays as it is meanwhile."""
+
+from typing import Any
+
+import pytest
+
+from poolfleet.api.conditions import Reason
+from poolfleet.plan.checks import Finding, Part
+from poolfleet.plan.pool import Plan, plan
+from tests.unit.pool_fixtures import Body, pool_body, server_body, settled, view
+
+
+def first(planned: Plan) -> Finding:
+    return planned.findings[0]
+
+
+def written(planned: Plan) -> set[str]:
+    return {obj["kind"] for obj in planned.apply}
+
+
+def test_a_spec_that_this_operator_does_not_understand() -> None:
+    found = first(plan(view(pool_body(replicas="many"))))
+    assert found.reason == Reason.INVALID_SPEC
+    assert "spec.replicas" in found.message
+    assert found.blocks == Part.ALL
+
+
+def test_a_server_in_another_namespace() -> None:
+    body = pool_body(server=None, serverRef={"name": "db", "namespace": "other"})
+    found = first(plan(view(body, server_body("db"))))
+    assert found.reason == Reason.NAMESPACE_NOT_ALLOWED
+    assert '"other"' in found.message
+
+
+def test_a_server_that_is_not_there() -> None:
+    body = pool_body(server=None, serverRef={"name": "db"})
+    found = first(plan(view(body, no_server=True)))
+    assert (found.reason, found.blocks) == (Reason.SERVER_NOT_FOUND, Part.ALL)
+    assert found.message == 'PgServer "db" does not exist in namespace "demo". Create it.'
+
+
+def test_a_server_whose_spec_cannot_be_read() -> None:
+    body = pool_body(server=None, serverRef={"name": "db"})
+    found = first(plan(view(body, {**server_body("db"), "spec": {"host": "x", "port": 0}})))
+    assert found.reason == Reason.INVALID_SPEC
+    assert 'PgServer "db": spec.port' in found.message
+
+
+def test_a_server_that_an_older_pool_has() -> None:
+    planned = plan(view(serving="demo/older"))
+    assert first(planned).reason == Reason.SERVER_IN_USE
+    assert '"demo/older"' in first(planned).message
+    assert not planned.apply
+
+
+@pytest.mark.parametrize(
+    ("owners", "says"),
+    [
+        ([], "was not made by Poolfleet"),
+        ([{"kind": "Cluster", "name": "pg", "uid": "x", "controller": True}], "belongs to Cluster pg"),
+        ([{"kind": "PgPool", "name": "shop", "uid": "old", "controller": True}], "earlier PgPool"),
+        ([{"kind": "PgPool", "name": "shop", "uid": "uid-pool"}], "was not made by Poolfleet"),
+    ],
+)
+def test_a_strangers_object_is_not_taken_over(owners: list[Body], says: str) -> None:
+    stranger = {"metadata": {"name": "shop", "namespace": "demo", "ownerReferences": owners}}
+    planned = plan(view(live={("Service", "shop"): stranger}))
+    assert first(planned).reason == Reason.RESOURCE_CONFLICT
+    assert 'Service "shop" exists already' in first(planned).message
+    assert says in first(planned).message
+    assert not planned.apply
+    assert not planned.delete
+
+
+def test_a_parameter_that_is_not_allowed() -> None:
+    planned = plan(view(pool_body(pgbouncer={"parameters": {"pool_mode": "session", "no_such": 1}})))
+    assert first(planned).reason == Reason.PARAMETER_NOT_ALLOWED
+    assert "spec.poolMode" in first(planned).message
+    assert "no_such" in first(planned).message
+    assert not {"Secret", "Deployment"} & written(planned)
+
+
+def test_a_name_that_no_file_can_carry() -> None:
+    found = first(plan(view(pool_body(databases=[{"name": "o'clock"}]))))
+    assert found.reason == Reason.INVALID_SPEC
+    assert "single quote" in found.message
+
+
+def test_a_template_that_is_none() -> None:
+    planned = plan(view(pool_body(template={"spec": {"containers": "x"}})))
+    assert (first(planned).reason, first(planned).blocks) == (Reason.INVALID_TEMPLATE, Part.PODS)
+    assert first(planned).message == "spec.template: spec.containers must be a list."
+    assert "Secret" in written(planned)
+
+
+def test_a_budget_too_small_has_the_arithmetic() -> None:
+    body = pool_body(replicas=3, databases=[{"name": "a"}, {"name": "b"}])
+    assert plan(view(body, server_body(budget=8))).findings == ()
+    planned = plan(view(body, server_body(budget=7)))
+    assert first(planned).reason == Reason.BUDGET_TOO_SMALL
+    assert "3 replicas x 2 databases + 2 in reserve for a rollout = 8" in first(planned).message
+    assert 'PgServer "shop" is 7' in first(planned).message
+    assert "Set replicas to 2 or less" in first(planned).message
+    assert "Deployment" not in written(planned)
+
+
+def test_a_budget_for_less_than_one_replica_names_the_other_remedy() -> None:
+    found = first(plan(view(pool_body(replicas=1, databases=[{"name": "a"}, {"name": "b"}]), server_body(budget=3))))
+    assert "Use fewer databases" in found.message
+
+
+def test_without_pods_every_budget_is_enough() -> None:
+    assert plan(view(pool_body(replicas=0), server_body(budget=0))).findings == ()
+
+
+def test_a_cut_budget_keeps_no_password_back_but_new_databases() -> None:
+    before = settled(pool_body(replicas=3))
+    poor = server_body(budget=2)
+    live = {**before.children, ("PgServer", "shop"): poor}
+    new_password = {"shop-app": {"username": b"shop", "password": b"new"}}
+    assert "Secret" in written(plan(view(pool_body(replicas=3), poor, live=live, secrets=new_password)))
+    more = pool_body(replicas=3, databases=[{"name": "shop"}, {"name": "more"}])
+    assert "Secret" not in written(plan(view(more, poor, live=live)))
+
+
+def test_the_most_fundamental_fault_speaks_and_all_are_found() -> None:
+    body = pool_body(pgbouncer={"parameters": {"logfile": "x"}}, template={"kind": "Pod"})
+    planned = plan(view(body, server_body(budget=0), secrets={}))
+    assert [finding.reason for finding in planned.findings] == [
+        Reason.PARAMETER_NOT_ALLOWED,
+        Reason.SECRET_NOT_FOUND,
+        Reason.INVALID_TEMPLATE,
+        Reason.BUDGET_TOO_SMALL,
+    ]
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "secret": {"secrets": {}},
+    "parameter": {"body": pool_body(pgbouncer={"parameters": {"logfile": "x"}})},
+    "server": {"serving": "demo/older"},
+    "spec": {"body": pool_body(replicas="x")},
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_last_good_fleet_is_not_touched(name: str) -> None:
+    before = settled()
+    planned = plan(view(live=before.children, **FAULTS[name]))
+    assert planned.findings
+    assert (planned.apply, planned.delete) == ((), ())
+    assert planned.config == plan(before).config
+
+
+def test_what_does_not_depend_on_the_fault_is_kept_in_order() -> None:
+    live = {child: body for child, body in settled().children.items() if child[0] != "Service"}
+    assert written(plan(view(live=live, secrets={}))) == {"Service"}
