@@ -113,11 +113,11 @@ D
 
 preload() { # as `kind build node-image` does: run, import without unpacking, commit
   docker run -d --name "$container" --security-opt seccomp=unconfined --net none --entrypoint sleep localhost/kind-node-base:local infinity >/dev/null
-  docker exec -d "$container" bash -c 'exec containerd >/tmp/containerd.log 2>&1'
+  docker exec -d "$container" containerd
   docker exec -i "$container" bash -ec '
     for _ in $(seq 50); do [ -S /run/containerd/containerd.sock ] && ctr version >/dev/null 2>&1 && break; sleep 0.2; done
     ctr -n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --no-unpack --digests - >/dev/null
-    kill "$(pgrep -x containerd)"; sleep 1; rm -f /tmp/containerd.log' <"$work/images.tar"
+    kill "$(pgrep -x containerd)"; sleep 1' <"$work/images.tar"
   docker commit -c 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]' "$container" "$NODE_IMAGE" >/dev/null
 }
 keep() {

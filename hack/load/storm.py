@@ -26,10 +26,12 @@ def words(error: BaseException) -> str:
     """An error on one line: SQLSTATE if there is one, and the server's own words without addresses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     first = next((line for line in lines if "FATAL:" in line or "ERROR:" in line), lines[0])
-    for mark in ("FATAL:", "ERROR:", "failed:"):
+    for mark in ("FATAL:", "ERROR:"):
         if mark in first:
-            first = (mark + " " if mark != "failed:" else "") + first.split(mark, 1)[1].strip()
+            first = f"{mark} {first.partition(mark)[2].strip()}"
             break
+    else:
+        first = first.rpartition(" failed: ")[2]
     code = getattr(error, "sqlstate", None)
     return f"{code} {first}" if code else first
 

@@ -1,4 +1,4 @@
-"""`python3 -m poolfleet <operator|agent|crds|docs> …`
+"""`python3 -m poolfleet <operator|agent|admin|crds|docs> …`
 
 Standard library only, and each part is imported only when it is asked for: an agent runs in every pod and must not
 carry kopf, kubernetes or even argparse.
@@ -11,6 +11,7 @@ usage: python3 -m poolfleet COMMAND [ARGUMENTS]
 
   operator   run the operator (operator --help)
   agent      run the agent beside a PgBouncer
+  admin      what this pod's PgBouncer shows (admin --help)
   crds       write the CustomResourceDefinitions
   docs       write the field reference
 """
@@ -23,6 +24,8 @@ def main() -> int:
         from poolfleet.agent.main import main as run
     elif command == "operator":
         from poolfleet.controller.app import main as run
+    elif command == "admin":
+        from poolfleet.agent.console import main as run
     elif command == "crds":
         from poolfleet.api.crd import main as run
     elif command == "docs":

@@ -1,6 +1,6 @@
 """What e2e tests stand on: the kind cluster, a namespace and a database per module, a last look after a failure."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
@@ -12,6 +12,7 @@ LOOKS = (
     ("get", "events", "--sort-by=.metadata.creationTimestamp"),
     ("logs", "-l", "poolfleet.dev/pool", "--all-containers", "--prefix", "--tail=40"),
 )
+FIGURES = pytest.StashKey[list[str]]()
 OPERATOR_LOG = ("logs", "-l", "app.kubernetes.io/component=operator", "--prefix", "--tail=80")
 
 
@@ -34,6 +35,12 @@ def kubectl() -> kit.Kubectl:
 def postgres(kubectl: kit.Kubectl) -> kit.Postgres:
     """The demo's PostgreSQL (max_connections=100)."""
     return kit.Postgres(kubectl).ensure()
+
+
+@pytest.fixture(scope="session")
+def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Tell a figure that was measured: it stands in the summary at the end of the run."""
+    return pytestconfig.stash.setdefault(FIGURES, []).append
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +70,14 @@ def clients(kubectl: kit.Kubectl, namespace: str) -> kit.Clients:
 def namespace_of(node: pytest.Item | pytest.Collector) -> str:
     """Name of the namespace of a test's module: e2e-apply for test_apply.py."""
     return "e2e-" + node.path.stem.removeprefix("test_").replace("_", "-")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The measured figures, passed or not."""
+    if figures := config.stash.get(FIGURES, []):
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.line(line)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -131,12 +131,12 @@ class Pod:
         state = self.state()
         return state.rev == rev and {name: d.loaded for name, d in state.databases.items()} == grant
 
-    def up(self, **grant: int) -> None:
-        """From nothing to a running pod with its first grant loaded."""
+    def up(self, code: str = "", **grant: int) -> None:
+        """From nothing to a running pod with its first grant loaded; `code` runs in the agent's process before."""
         if not self.files:
             self.configure(self.config())
         rev = self.direct(grant)
-        self.agent.start()
+        self.agent.start(code)
         wait_until("the gate opens", self.started)
         self.bouncer.start()
         wait_until("the grant is loaded", lambda: self.loaded(rev, **grant))

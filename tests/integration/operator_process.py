@@ -31,6 +31,7 @@ def main() -> None:
         lease_namespace=namespace,
         kubeconfig=kubeconfig,
         http_port=0,
+        http_host="127.0.0.1",
         lease_duration=3.0,
         lease_renew_deadline=2.0,
         lease_retry_period=0.5,

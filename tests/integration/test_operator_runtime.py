@@ -23,7 +23,7 @@ from poolfleet.controller import app
 from poolfleet.controller.app import Operator, Reconcile, StartError
 from poolfleet.controller.config import Config
 from poolfleet.controller.context import Context, Key
-from poolfleet.controller.resync import DeadWatch
+from poolfleet.controller.handlers import DeadWatch, Watch, watch
 from poolfleet.kube.client import Kube
 from poolfleet.kube.kinds import DEPLOYMENT, LEASE, POD, POOL, SECRET, SERVER, SERVICE, Kind
 from poolfleet.plan.model import Settings
@@ -51,6 +51,7 @@ def config(apiserver: ApiServer, namespace: str, **changes: Any) -> Config:
         lease_namespace=namespace,
         kubeconfig=str(apiserver.kubeconfig),
         http_port=0,
+        http_host="127.0.0.1",
         start_patience=0.5,
     )
     return replace(wanted, **changes)
@@ -198,10 +199,8 @@ async def test_children_agents_and_secrets_lead_to_their_pool(apiserver: ApiServ
         await leads_to(kube.apply(child(POD, namespace, "shop-0"), manager="tests"), *both)
         await leads_to(kube.apply(secret(namespace, "shop-app", "a"), manager="tests"), (POOL, "shop"))
         await leads_to(kube.delete(SERVICE, namespace, "shop"), (POOL, "shop"))
-        last = {key: value for key, value in child(POD, namespace, "shop-0").items() if key == "metadata"}
         await leads_to(kube.delete(POD, namespace, "shop-0"), *both)
-        (gone,) = operator.store.deleted_pods(namespace, "shop")
-        assert gone["metadata"]["name"] == last["metadata"]["name"]
+        await until(lambda: len(operator.store.deleted_pods(namespace, "shop")) == 1)
         # What others own is no business of ours.
         await kube.apply(secret(namespace, "elsewhere", "a", watch=False), manager="tests")
         assert operator.store.get(SECRET.plural, namespace, "elsewhere") is None
@@ -291,6 +290,16 @@ async def test_a_watch_that_shows_nothing_is_found_dead(
                 await kube.apply(pool(namespace, replicas=replicas), manager="tests")
                 await asyncio.sleep(0.25)
     assert reconciler.count(POOL, "shop") > 0, "what the list found was looked at"
+
+
+async def test_a_kind_that_kopf_would_never_watch_is_an_error(apiserver: ApiServer, namespace: str, kube: Kube) -> None:
+    # What a restarting API server does: it names some kinds only later, and kopf asks once.
+    operator = Operator(kube, config(apiserver, namespace), {})
+    watches = (Watch(POOL), Watch(Kind("late.example/v1", "Thing", "things")))
+    watching = asyncio.Event()
+    with pytest.RaisesGroup(pytest.RaisesExc(DeadWatch, match="does not name things")):
+        await watch(operator.observer, kube, watches, [namespace], lambda: None, watching)
+    assert not watching.is_set()
 
 
 async def test_without_the_right_to_watch_secrets_ours_are_read_by_name(

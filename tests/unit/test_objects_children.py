@@ -6,8 +6,9 @@ from poolfleet.api import names
 from poolfleet.plan.objects.meta import controlled_by, selector, stamp
 from poolfleet.plan.objects.pod import pod_template
 from poolfleet.plan.objects.secret import binding_name, percent
+from poolfleet.plan.pool import plan
 from poolfleet.plan.rollout import Rolled
-from tests.unit.pool_fixtures import OWNER, Body, data, of, plan, pool_body, view
+from tests.unit.pool_fixtures import OWNER, Body, data, of, pool_body, view
 
 ALL = plan(view()).wanted
 
@@ -56,7 +57,9 @@ def test_the_pod_keeps_its_contract_with_agent_and_kubelet() -> None:
     assert spec["terminationGracePeriodSeconds"] == 60 + 5 + 15
     paths = [item["path"] for volume in spec["volumes"] for item in volume.get("downwardAPI", {}).get("items", [])]
     assert paths == ["directive", "server", "uid"]
-    mounts = {container["name"]: {m["mountPath"] for m in container["volumeMounts"]} for container in (agent, pgbouncer)}
+    mounts = {
+        container["name"]: {m["mountPath"] for m in container["volumeMounts"]} for container in (agent, pgbouncer)
+    }
     assert mounts == {"agent": {names.RUN_DIR, names.CONFIG_DIR, names.POD_DIR}, "pgbouncer": {names.RUN_DIR}}
 
 

@@ -1,4 +1,4 @@
-"""What counts as drift: what server-side apply could repair, and nothing that the API server merely writes otherwise."""
+"""What counts as drift: what server-side apply can repair, and nothing that the API server merely writes otherwise."""
 
 import base64
 import copy
@@ -9,7 +9,8 @@ import pytest
 from poolfleet.plan.objects.drift import differs, is_subset
 from poolfleet.plan.objects.meta import stamp
 from poolfleet.plan.objects.network import network_policy, service
-from tests.unit.pool_fixtures import OWNER, Body, of, plan, settled, view
+from poolfleet.plan.pool import plan
+from tests.unit.pool_fixtures import OWNER, Body, of, settled, view
 
 
 def child(kind: str, name: str = "shop") -> Body:
@@ -25,7 +26,11 @@ def as_stored(obj: Body) -> Body:
         live["spec"] |= {"progressDeadlineSeconds": 600}
         template = live["spec"]["template"]
         template["metadata"]["annotations"]["kubectl.kubernetes.io/restartedAt"] = "2027-01-01T00:00:00Z"
-        template["spec"] |= {"dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "schedulerName": "default-scheduler"}
+        template["spec"] |= {
+            "dnsPolicy": "ClusterFirst",
+            "restartPolicy": "Always",
+            "schedulerName": "default-scheduler",
+        }
         container = template["spec"]["containers"][0]
         container |= {"terminationMessagePath": "/dev/termination-log"}
         container["resources"]["requests"]["cpu"] = "0.010"
@@ -108,7 +113,9 @@ def test_one_more_port_in_a_network_policy_is_drift_and_in_a_container_is_not() 
 
 
 def test_a_closed_door_is_drift_and_an_empty_selector_is_not() -> None:
-    peers = [{"podSelector": {"matchLabels": {}, "matchExpressions": []}, "namespaceSelector": {"matchLabels": {"a": "b"}}}]
+    peers = [
+        {"podSelector": {"matchLabels": {}, "matchExpressions": []}, "namespaceSelector": {"matchLabels": {"a": "b"}}}
+    ]
     policy = stamp(network_policy(OWNER, peers), b"")
     live = copy.deepcopy(policy)
     live["spec"]["ingress"][0]["from"] = [{"podSelector": {}, "namespaceSelector": {"matchLabels": {"a": "b"}}}]

@@ -107,7 +107,13 @@ def test_null_removes(base: Body) -> None:
             "spec.containers[pgbouncer].volumeMounts[/run/pgbouncer]",
         ),
         (
-            {"spec": {"containers": [{"name": "pgbouncer", "volumeMounts": [{"mountPath": "/run/pgbouncer", "name": "x"}]}]}},
+            {
+                "spec": {
+                    "containers": [
+                        {"name": "pgbouncer", "volumeMounts": [{"mountPath": "/run/pgbouncer", "name": "x"}]}
+                    ]
+                }
+            },
             "spec.containers[pgbouncer].volumeMounts[/run/pgbouncer]",
         ),
         (
@@ -129,7 +135,11 @@ def test_null_removes(base: Body) -> None:
             "spec.initContainers[agent].env[POOLFLEET_RUN_DIR]",
         ),
         (
-            {"spec": {"initContainers": [{"name": "agent", "env": [{"name": "POOLFLEET_DRAIN_SECONDS", "value": "1"}]}]}},
+            {
+                "spec": {
+                    "initContainers": [{"name": "agent", "env": [{"name": "POOLFLEET_DRAIN_SECONDS", "value": "1"}]}]
+                }
+            },
             "spec.initContainers[agent].env[POOLFLEET_DRAIN_SECONDS]",
         ),
         ({"spec": {"volumes": [{"name": "run", "emptyDir": {"medium": ""}}]}}, "spec.volumes[run]"),
@@ -144,7 +154,10 @@ def test_null_removes(base: Body) -> None:
         ({"metadata": {"labels": {"poolfleet.dev/pool": "other"}}}, "metadata.labels.poolfleet.dev/pool"),
         ({"metadata": {"labels": None}}, "metadata.labels.poolfleet.dev/pool"),
         ({"metadata": {"annotations": {"poolfleet.dev/server": "x"}}}, "metadata.annotations.poolfleet.dev/server"),
-        ({"metadata": {"annotations": {"poolfleet.dev/directive": "{}"}}}, "metadata.annotations.poolfleet.dev/directive"),
+        (
+            {"metadata": {"annotations": {"poolfleet.dev/directive": "{}"}}},
+            "metadata.annotations.poolfleet.dev/directive",
+        ),
     ],
 )
 def test_what_holds_the_promise_is_kept_and_named(base: Body, user: Body, named: str) -> None:

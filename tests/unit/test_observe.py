@@ -11,9 +11,11 @@ from poolfleet.controller.observe import ended, pod_of, server_name
 TERMINATED = {"terminated": {"exitCode": 0, "reason": "Completed"}}
 
 
-def body(state: dict[str, Any], deleted: bool = True, phase: str = "Running", **annotations: str) -> dict[str, Any]:
+def body(
+    state: dict[str, Any], deleted: bool = True, phase: str = "Running", annotations: dict[str, str] | None = None
+) -> dict[str, Any]:
     metadata: dict[str, Any] = {"uid": "u", "name": "p", "namespace": "ns", "creationTimestamp": "2026-01-01T00:00:00Z"}
-    metadata["annotations"] = annotations
+    metadata["annotations"] = annotations or {}
     if deleted:
         metadata["deletionTimestamp"] = "2026-01-01T00:01:00Z"
     status = {"phase": phase, "containerStatuses": [{"name": "pgbouncer", "state": state}]}
@@ -38,7 +40,7 @@ def test_known_gone(pod: dict[str, Any], gone: bool) -> None:
 
 def test_a_directive_is_believed_only_with_the_right_mac() -> None:
     message = {"v": 1, "rev": 3}
-    pod = body({"running": {}}, **{names.DIRECTIVE: sign(message, b"k")})
+    pod = body({"running": {}}, annotations={names.DIRECTIVE: sign(message, b"k")})
     assert pod_of(pod, b"k", None).directive == message
     assert pod_of(pod, b"other", None).directive == {}
     assert pod_of(pod, None, None).directive == {}

@@ -6,13 +6,16 @@ import pytest
 
 from poolfleet.api.conditions import Reason
 from poolfleet.plan import config
+from poolfleet.plan.pool import plan
 from poolfleet.plan.secrets import Login, credentials, former_users, userlist
-from tests.unit.pool_fixtures import KEY, SECRETS, Body, data, of, plan, pool_body, server_body, settled, view
+from tests.unit.pool_fixtures import KEY, SECRETS, Body, data, of, pool_body, server_body, settled, view
 
 REF = {"secretRef": {"name": "shop-app"}}
 
 
-def problem(body: Body, secrets: Mapping[str, Mapping[str, bytes] | None], server: Body | None = None) -> tuple[str, str]:
+def problem(
+    body: Body, secrets: Mapping[str, Mapping[str, bytes] | None], server: Body | None = None
+) -> tuple[str, str]:
     (found,) = credentials(view(body, server, secrets=secrets)).problems
     return found.reason, found.message
 
@@ -53,7 +56,8 @@ def test_a_missing_key_is_named_with_those_there() -> None:
     reason, message = problem(pool_body(), {"shop-app": {"username": b"shop", "pw": b"hidden"}})
     assert reason == Reason.SECRET_KEY_NOT_FOUND
     assert message == (
-        'Secret "shop-app" has no key "password"; it has: pw, username. Set users[0].secretRef.passwordKey or add the key.'
+        'Secret "shop-app" has no key "password"; it has: pw, username. '
+        "Set users[0].secretRef.passwordKey or add the key."
     )
 
 
@@ -156,7 +160,8 @@ def test_the_key_is_kept_while_anything_remembers_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "replicas", "each"), [(10000, 0, 10000), (10000, 1, 10000), (10000, 2, 10000), (10000, 4, 3334), (1, 9, 1)]
+    ("total", "replicas", "each"),
+    [(10000, 0, 10000), (10000, 1, 10000), (10000, 2, 10000), (10000, 4, 3334), (1, 9, 1)],
 )
 def test_the_fleet_takes_its_clients_with_one_pod_lost(total: int, replicas: int, each: int) -> None:
     assert config.client_connections(total, replicas) == each

@@ -1,4 +1,4 @@
-"""What a PgPool's status says: conditions from plan, pods and PgServer; numbers that do not fidget; events that are news."""
+"""What a PgPool's status says: conditions from plan, pods and PgServer; numbers that do not fidget; events."""
 
 from dataclasses import replace
 from typing import Any

@@ -5,6 +5,7 @@ from dataclasses import replace
 from poolfleet.plan import server
 from poolfleet.plan.budget import Candidate, Discovery, Limits, compute
 from poolfleet.plan.ledger import Entry, Ledger, Rest, World
+from poolfleet.plan.model import Condition
 from poolfleet.plan.server import Problem, ServerView
 
 ENTRY = Entry("p1", "shop-1", "ns/shop", "a", 12, 7, 41, 1000.25, 1001.5)
@@ -18,7 +19,7 @@ def view(**changes: object) -> ServerView:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def found(conditions: list[server.Condition]) -> dict[str, tuple[str, str]]:
+def found(conditions: list[Condition]) -> dict[str, tuple[str, str]]:
     return {c.type: (c.status, c.reason) for c in conditions}
 
 

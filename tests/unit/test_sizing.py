@@ -6,7 +6,7 @@ from hypothesis import given
 from poolfleet.plan.sizing import Claim, PoolWish, divide, water_fill
 
 
-def wish(caps: dict[str, int] | None = None, **weights: int) -> PoolWish:
+def wish(weights: dict[str, int], caps: dict[str, int] | None = None) -> PoolWish:
     return PoolWish("ns/p", "u", 0.0, weights, "", caps or {})
 
 
@@ -24,20 +24,20 @@ def test_least_comes_first() -> None:
 
 
 def test_a_pool_is_divided_by_weight_then_evenly() -> None:
-    shares = divide(59, ["p1", "p2"], wish(shop=2, audit=1))
+    shares = divide(59, ["p1", "p2"], wish({"shop": 2, "audit": 1}))
     assert sum(shares.values()) == 59
     assert {shares["p1", "shop"], shares["p2", "shop"]} <= {19, 20}
     assert abs(sum(shares["p1", n] for n in ("shop", "audit")) - sum(shares["p2", n] for n in ("shop", "audit"))) <= 1
 
 
 def test_a_cap_of_postgresql_holds_a_database_back() -> None:
-    shares = divide(60, ["p1", "p2"], wish({"audit": 4}, shop=1, audit=1))
+    shares = divide(60, ["p1", "p2"], wish({"shop": 1, "audit": 1}, {"audit": 4}))
     assert shares == {("p1", "shop"): 28, ("p2", "shop"): 28, ("p1", "audit"): 2, ("p2", "audit"): 2}
 
 
 def test_nobody_goes_without() -> None:
-    assert divide(0, ["p1", "p2"], wish(a=1)) == {("p1", "a"): 1, ("p2", "a"): 1}
-    assert divide(10, [], wish(a=1)) == {}
+    assert divide(0, ["p1", "p2"], wish({"a": 1})) == {("p1", "a"): 1, ("p2", "a"): 1}
+    assert divide(10, [], wish({"a": 1})) == {}
 
 
 claims = st.lists(
@@ -58,7 +58,7 @@ def test_never_more_than_the_total_and_all_of_it_if_wanted(total: int, claims: l
 def test_pods_of_a_pool_are_equal_but_for_one(total: int, pods: int, weights: list[int]) -> None:
     databases = {f"d{i}": weight for i, weight in enumerate(weights)}
     uids = [f"p{i}" for i in range(pods)]
-    shares = divide(total, uids, wish(**databases))
+    shares = divide(total, uids, wish(databases))
     assert min(shares.values()) >= 1
     if total >= pods * len(databases):
         assert sum(shares.values()) == total

@@ -75,9 +75,9 @@ def test_another_object_of_the_same_name(store: Store) -> None:
 
 
 def test_indices_follow_changes(store: Store) -> None:
-    owner = {"metadata": {"ownerReferences": [{"uid": "owner"}], "labels": {"poolfleet.dev/pool": "shop"}}}
-    store.put("secrets", obj("a", 1, **owner))
-    store.put("services", obj("a", 2, uid="s", **owner))
+    owner = {"ownerReferences": [{"uid": "owner"}], "labels": {"poolfleet.dev/pool": "shop"}}
+    store.put("secrets", obj("a", 1, metadata=owner))
+    store.put("services", obj("a", 2, uid="s", metadata=owner))
     assert [b["metadata"]["uid"] for b in store.owned_by("owner", "secrets")] == ["uid-a"]
     assert [b["metadata"]["uid"] for b in store.of_pool("services", "demo", "shop")] == ["s"]
     found = store.by_uid("services", "s")

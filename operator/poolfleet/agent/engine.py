@@ -307,7 +307,8 @@ class Engine:
         text = self.intake.staged.config.files.get(names.USERLIST_FILE, b"").decode(errors="replace")
         database = self.sample.databases.get(name)
         users = quoting.read_userlist(text)[: 1 if database is not None and database.force_user else PROBE_USERS]
-        ok, error = await probe(str(self.console.socket), name, users)
+        address = f"{database.host}:{database.port}" if database is not None else "the server"
+        ok, error = await probe(str(self.console.socket), name, address, users)
         self.reach.result(name, ok, error, time.monotonic())
 
     def _is_ready(self) -> bool:

@@ -1,25 +1,25 @@
 """One login through the own PgBouncer, to see whether a database's server can be reached."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 from poolfleet.pgbouncer.admin import AdminError, Connection, ServerError
 
-TIMEOUT: Final = 12.0
-"""Seconds for login and query; longer than server_connect_timeout, so that PgBouncer can say what is wrong."""
+TIMEOUT: Final = 6.0
+"""Seconds for login and query. While PgBouncer cannot connect, it lets the first clients of a database wait, without a
+word, until client_login_timeout; a login to the server that takes longer than this shows in the next samples."""
 
-_OWN_LIMITS: Final = ("no more connections allowed", "query_wait_timeout", "client_login_timeout")
 
-
-async def probe(socket: str, database: str, users: Sequence[tuple[str, str]]) -> tuple[bool | None, str]:
+async def probe(socket: str, database: str, address: str, users: Sequence[tuple[str, str]]) -> tuple[bool | None, str]:
     """Log in to `database` and run SELECT 1 as one of `users` (name, password), the first that works.
 
-    Returns (True, ""), (False, what PgBouncer or PostgreSQL said to the first user), or (None, "") if that says
-    nothing about the server.
+    `address` is the server's, for messages. Returns (True, ""), (False, what PgBouncer or PostgreSQL said to the first
+    user), or (None, "") if that says nothing about the server.
     """
     problem: tuple[bool | None, str] = (None, "")
     for user, password in users:
-        found = await _try(socket, database, user, password)
+        found = await _try(socket, database, address, user, password)
         if found[0]:
             return found
         if problem[0] is None:
@@ -27,17 +27,23 @@ async def probe(socket: str, database: str, users: Sequence[tuple[str, str]]) ->
     return problem
 
 
-async def _try(socket: str, database: str, user: str, password: str) -> tuple[bool | None, str]:
+async def _try(socket: str, database: str, address: str, user: str, password: str) -> tuple[bool | None, str]:
+    silent = f"PgBouncer got no connection to {address} within {TIMEOUT:g} s; its log says why"
     try:
-        connection = await Connection.open(socket, user=user, database=database, password=password, timeout=TIMEOUT)
-        try:
-            await connection.query("SELECT 1", TIMEOUT)
-        finally:
-            connection.close()
+        async with asyncio.timeout(TIMEOUT):
+            connection = await Connection.open(
+                socket, user=user, database=database, password=password, timeout=2 * TIMEOUT
+            )
+            try:
+                await connection.query("SELECT 1", 2 * TIMEOUT)
+            finally:
+                connection.close()
+    except TimeoutError:
+        return False, silent
     except ServerError as error:
-        if any(limit in error.text for limit in _OWN_LIMITS):
+        if "no more connections allowed" in error.text:  # max_client_conn: PgBouncer is full, whatever the server is
             return None, ""
-        return False, error.text
+        return False, silent if "client_login_timeout" in error.text else error.text
     except AdminError as error:
         return False, f"PgBouncer: {error}"
     return True, ""

@@ -1,7 +1,9 @@
 """Whether each database's server can be reached, without waking one that sleeps: pure, no I/O.
 
-A server connection that PgBouncer holds is evidence enough. A probe, which opens one, is due only (a) once after a new
-configuration, until it has succeeded, and (b) while clients wait and there is no server connection for WAIT seconds.
+A server connection that PgBouncer holds is evidence enough, but not one that may be of the configuration before: the
+RELOAD of another host or TLS mode closes those only a moment later. A probe, which opens one, is due only (a) once after
+a new configuration, until it has succeeded, and (b) while clients wait and there is no server connection for WAIT
+seconds.
 """
 
 from collections.abc import Iterable
@@ -11,18 +13,21 @@ from typing import Final
 from poolfleet.pgbouncer import show
 
 WAIT: Final = 2.0
+SETTLED: Final = 1.0  # after a load: idle connections of the configuration before are closed by then
 FIRST_BACKOFF: Final = 1.0
 MAX_BACKOFF: Final = 30.0
 
 
 @dataclass(slots=True)
 class _Database:
+    loaded: float
     reachable: bool | None = None
     error: str = ""
     due: float | None = None
     backoff: float = FIRST_BACKOFF
     waiting_since: float | None = None
     running: bool = False
+    connected: bool = False  # as last seen
 
 
 class Reach:
@@ -34,18 +39,19 @@ class Reach:
     def loaded(self, names: Iterable[str], now: float) -> None:
         """A new configuration with these databases is in force: each is tried once."""
         running = {name for name, database in self._databases.items() if database.running}
-        self._databases = {name: _Database(due=now, running=name in running) for name in names}
+        self._databases = {name: _Database(now, due=now, running=name in running) for name in names}
 
     def granted(self, names: Iterable[str], now: float) -> None:
         """The same configuration serves these databases now: new ones are tried once."""
-        self._databases = {name: self._databases.get(name) or _Database(due=now) for name in names}
+        self._databases = {name: self._databases.get(name) or _Database(now, due=now) for name in names}
 
     def seen(self, name: str, pool: show.Pool, waiting: int, now: float) -> None:
         """What a sample shows; `waiting` leaves the agent's own probe out."""
         database = self._databases.get(name)
         if database is None:
             return
-        if pool.logged_in > 0:
+        database.connected = pool.logged_in > 0 and now - database.loaded >= SETTLED
+        if database.connected:
             database.reachable, database.error = True, ""
             database.due, database.waiting_since, database.backoff = None, None, FIRST_BACKOFF
         elif waiting == 0:
@@ -69,7 +75,7 @@ class Reach:
         if database is None:
             return
         database.running = False
-        if ok:
+        if ok or database.connected:  # a probe that fails while there are connections only queued for too long
             database.reachable, database.error, database.due = True, "", None
             database.backoff, database.waiting_since = FIRST_BACKOFF, None
             return

@@ -44,7 +44,7 @@ USERLIST_FILE: Final = "userlist.txt"
 SERVER_CA_FILE: Final = "server-ca.crt"
 KEY_FILE: Final = "key"  # in x-config: the HMAC key of the pool, hex
 LIMITS_FILE: Final = "limits.json"  # in x-config: {"maxGrant": n}: no directive may grant one database more
-DRAIN_TOKEN_HEADER: Final = "X-Poolfleet-Token"  # noqa: S105 (the header's name)
+DRAIN_TOKEN_HEADER: Final = "X-Poolfleet-Token"
 
 # Timing of the budget protocol, in seconds (design section 3; measured in facts/pgbouncer.md 10 and facts/ledger.md).
 LINGER_SECONDS: Final = 0.6

@@ -150,7 +150,7 @@ class Operator:
         checks = health.routes(
             alive={"queue": self._queue_moves}, ready={"API server": self._api_answers}, refresh=self._set_gauges
         )
-        async with health.serve(checks, self._config.http_port) as self.port:
+        async with health.serve(checks, self._config.http_port, self._config.http_host) as self.port:
             try:
                 async with asyncio.TaskGroup() as group:
                     workers: list[asyncio.Task[None]] = []

@@ -28,7 +28,8 @@ class Config:
     log_level: str = "info"
     workers: int = 8
     kubeconfig: str | None = None  # None: the pod's ServiceAccount
-    # Seconds; other values only in tests.
+    # Other values only in tests; times in seconds.
+    http_host: str | None = None  # all addresses
     lease_duration: float = 15.0
     lease_renew_deadline: float = 10.0
     lease_retry_period: float = 2.0

@@ -36,4 +36,6 @@ class Context:
     settings: Settings
     clock: Callable[[], float]  # seconds since the epoch
     leader_since: float  # clock() when this process became the leader
-    numbers_moved: dict[str, float] = field(default_factory=dict)  # UID -> when the live numbers in its status last moved
+    numbers_moved: dict[str, float] = field(
+        default_factory=dict
+    )  # UID -> when the live numbers in its status last moved

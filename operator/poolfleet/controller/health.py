@@ -41,7 +41,10 @@ def _answer(checks: Mapping[str, Check]) -> web.Response:
 
 @asynccontextmanager
 async def serve(application: web.Application, port: int, host: str | None = None) -> AsyncIterator[int]:
-    """Serve on `host` (None: all addresses, both families) while the block runs; gives the port (for 0: a free one)."""
+    """Serve on `host` (None: all addresses) while the block runs; gives the port.
+
+    Port 0 is a free one; only with a `host`, for without one each address family gets its own.
+    """
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

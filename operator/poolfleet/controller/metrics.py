@@ -5,11 +5,19 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.process_collector import ProcessCollector
 
 from poolfleet.kube.client import Call
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # twice as many lines, and nobody asks for them
 REGISTRY: Final = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 

@@ -15,7 +15,7 @@ from poolfleet.api import names
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.observe import pods_of, pools_of, server_name
 from poolfleet.controller.store import Body, Store
-from poolfleet.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from poolfleet.kube.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from poolfleet.kube.kinds import ALL, CHILDREN, POD, POOL, SECRET, SERVER
 from poolfleet.plan import pool, status
 from poolfleet.plan.fleet import Refusal
@@ -45,7 +45,6 @@ class _Memory:
     """What is remembered of one PgPool between reconciliations; losing it costs a few requests."""
 
     uid: str
-    numbers_moved: float = 0.0
     tried: dict[Child, _Tried] = field(default_factory=dict)
 
 
@@ -61,12 +60,14 @@ async def reconcile(context: Context, key: Key) -> float | None:
     memories = _memories.setdefault(context.store, {})
     body = context.store.get(POOL.plural, key.namespace, key.name)
     if body is None or body["metadata"].get("deletionTimestamp"):
-        memories.pop(key, None)
+        if (forgotten := memories.pop(key, None)) is not None:
+            context.numbers_moved.pop(forgotten.uid, None)
         return None
+    uid = body["metadata"]["uid"]
     memory = memories.get(key)
-    if memory is None or memory.uid != body["metadata"]["uid"]:
-        memory = memories[key] = _Memory(body["metadata"]["uid"])
-    view = await observe(context, body, memory.numbers_moved)
+    if memory is None or memory.uid != uid:
+        memory = memories[key] = _Memory(uid)
+    view = await observe(context, body)
     plan = pool.plan(view)
     strangers = await _look_for(context, view, plan)
     if strangers:
@@ -75,13 +76,13 @@ async def reconcile(context: Context, key: Key) -> float | None:
     refusals = await _apply(context, view, plan, memory)
     conclusion = status.conclude(view, plan, refusals)
     await _tell(context, body, conclusion)
-    memory.numbers_moved = conclusion.numbers_moved
+    context.numbers_moved[uid] = conclusion.numbers_moved
     # Its wishes may be others now; the server reconciler writes nothing if they are not.
     context.queue.add(Key(SERVER.plural, *server_name(body)))
     return conclusion.again
 
 
-async def observe(context: Context, body: Body, numbers_moved: float = 0.0) -> PoolView:
+async def observe(context: Context, body: Body) -> PoolView:
     """All that planning needs of the PgPool `body`. Raises ApiError if a Secret cannot be read."""
     metadata, store = body["metadata"], context.store
     namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
@@ -106,7 +107,7 @@ async def observe(context: Context, body: Body, numbers_moved: float = 0.0) -> P
         now=context.clock(),
         fresh_key=secrets.token_hex(32),
         last_config=None if ("Secret", config) in children else store.get_deleted(SECRET.plural, namespace, config),
-        numbers_moved=numbers_moved,
+        numbers_moved=context.numbers_moved.get(uid, 0.0),
     )
     found = {secret: await context.secrets.get(namespace, secret) for secret in sorted(view.secret_names())}
     return replace(view, secrets={secret: None if b is None else decode(b) for secret, b in found.items()})
@@ -147,8 +148,10 @@ async def _apply(context: Context, view: PoolView, plan: Plan, memory: _Memory) 
             continue
         try:
             after = await _apply_one(context, obj, live)
-        except (Invalid, Forbidden) as error:
-            refusal = Refusal(*child, str(error), isinstance(error, Invalid))
+        except (Invalid, Forbidden, Unavailable) as error:
+            if isinstance(error, Unavailable) and not _of_unreadable(error):
+                raise
+            refusal = Refusal(*child, str(error), invalid=not isinstance(error, Forbidden))
             until = None if refusal.invalid else view.now + status.FORBIDDEN_RETRY_SECONDS
             memory.tried[child] = _Tried(wish, version, refusal, until)
             refusals.append(refusal)
@@ -169,6 +172,13 @@ async def _apply(context: Context, view: PoolView, plan: Plan, memory: _Memory) 
             continue
         _log("deleted", view, (doomed.kind, doomed.name))
     return refusals
+
+
+def _of_unreadable(error: Unavailable) -> bool:
+    """Whether this is how the API server answers server-side apply of a value that it cannot even read, such as a
+    quantity "lots": with status 500, as if trying again would help."""
+    words = ("failed to convert new object", "failed to create typed patch object")
+    return error.status == 500 and str(error).startswith(words)
 
 
 def _over(until: float | None, now: float) -> bool:
@@ -195,15 +205,15 @@ async def _apply_one(context: Context, obj: Manifest, live: Mapping[str, Any] | 
 
 
 async def _tell(context: Context, body: Body, conclusion: Conclusion) -> None:
-    """Write the status if it is news, then the events that go with it."""
+    """Write the status if it is news, then the events that go with it. Raises Conflict if the PgPool has moved on."""
     if conclusion.status == body.get("status"):
         return
     metadata = body["metadata"]
     written = {
         "apiVersion": names.API_VERSION,
         "kind": names.POOL_KIND,
-        # The UID: never the status of a namesake.
-        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
+        # The version: never over what was not seen, nor the status of a namesake (the UID is not looked at here).
+        "metadata": {key: metadata[key] for key in ("name", "namespace", "resourceVersion")},
         "status": conclusion.status,
     }
     try:

@@ -1,7 +1,7 @@
 """Secrets that users own: labelled ones come with the watch, all others are read by name and looked at again.
 
 A Secret with the label poolfleet.dev/watch=true is in the store within milliseconds of its change. Any other is read
-when a reconciliation asks for it, and again every 60 s while a PgPool or PgServer names it (a missing one every 5 s).
+when a reconciliation asks for it, and again every 55 s while a PgPool or PgServer names it (a missing one every 5 s).
 Contents are never logged.
 """
 
@@ -17,7 +17,7 @@ from poolfleet.kube.client import Kube
 from poolfleet.kube.errors import ApiError, NotFound
 from poolfleet.kube.kinds import SECRET
 
-REREAD: Final = 60.0  # seconds
+REREAD: Final = 55.0  # seconds; with the time until the next look and until pods have loaded it: within 60 s
 REREAD_MISSING: Final = 5.0
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Secrets:
         self._reading: dict[Name, asyncio.Lock] = {}
 
     async def get(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """Return the Secret (`data` base64-encoded, as the API has it), at most 60 s old, or None if there is none.
+        """Return the Secret (`data` base64-encoded, as the API has it), at most 55 s old, or None if there is none.
 
         Raises ApiError if it cannot be read.
         """

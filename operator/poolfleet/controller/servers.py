@@ -42,7 +42,10 @@ async def reconcile(context: Context, key: Key) -> float | None:
         return None
     view, wait = await _observe(context, key, body)
     after = ledger.advance(view.world)
-    body = await _write(context, body, view, after)
+    try:
+        await _write(context, body, view, after)
+    except NotFound:
+        return None  # deleted meanwhile
     await _tell(context, key, view.world, after)
     waits = [seconds for seconds in (wait, server.wake(view, after)) if seconds is not None]
     return min(waits, default=None)
@@ -173,7 +176,7 @@ def _wish(context: Context, pool: Body) -> PoolWish | None:
     return wishes(pool, context.store.get(SECRET.plural, namespace, names.config_secret(name)))
 
 
-async def _write(context: Context, body: Body, view: ServerView, after: Ledger) -> Body:
+async def _write(context: Context, body: Body, view: ServerView, after: Ledger) -> None:
     """Write ledger, numbers and conditions in one compare-and-set, if anything is new. Raises Conflict.
 
     After a conflict the agents' last words are dropped too: they may be older than what somebody else has told since.
@@ -192,7 +195,7 @@ async def _write(context: Context, body: Body, view: ServerView, after: Ledger) 
     if view.discovery is not None:
         status["discovery"] = _discovery(view, old)
     if status == old:
-        return body
+        return
     metadata = body["metadata"]
     written: dict[str, Any] = {
         "apiVersion": names.API_VERSION,
@@ -212,7 +215,6 @@ async def _write(context: Context, body: Body, view: ServerView, after: Ledger) 
     context.store.put(SERVER.plural, new)
     for event in conditions.transitions(old.get("conditions") or (), status["conditions"]):
         await context.recorder.event(body, event)
-    return new
 
 
 def _discovery(view: ServerView, old: Mapping[str, Any]) -> dict[str, Any]:

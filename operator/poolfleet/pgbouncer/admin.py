@@ -69,7 +69,7 @@ class Connection:
                 return connection
         except TimeoutError:
             raise AdminError(f"no answer to a login within {timeout:g} s") from None
-        except (OSError, EOFError, struct.error) as error:
+        except (OSError, EOFError, struct.error, ValueError) as error:
             raise AdminError(one_line(f"{type(error).__name__}: {error}")) from error
 
     async def query(self, sql: str, timeout: float = 5.0) -> Rows:
@@ -191,7 +191,8 @@ class _Scram:
 
     def __init__(self, password: str) -> None:
         self._password = _saslprep(password)
-        self._bare = b"n=,r=" + base64.b64encode(os.urandom(18))
+        self._nonce = base64.b64encode(os.urandom(18))
+        self._bare = b"n=,r=" + self._nonce
         self._server_signature = b""
 
     def first(self) -> bytes:
@@ -200,7 +201,7 @@ class _Scram:
     def final(self, challenge: bytes) -> bytes:
         fields = dict(part.split(b"=", 1) for part in challenge.split(b",") if b"=" in part)
         nonce, rounds = fields.get(b"r", b""), int(fields.get(b"i", b"0"))
-        if not nonce.startswith(self._bare[5:]) or not 1 <= rounds <= 10_000_000:
+        if not nonce.startswith(self._nonce) or not 1 <= rounds <= 10_000_000:
             raise AdminError("a SCRAM challenge that does not fit")
         salted = hashlib.pbkdf2_hmac("sha256", self._password, base64.b64decode(fields.get(b"s", b"")), rounds)
         client_key = hmac.digest(salted, b"Client Key", "sha256")

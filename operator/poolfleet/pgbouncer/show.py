@@ -20,6 +20,8 @@ class Database:
     """One row of SHOW DATABASES. `limit` is what it may open: the larger of pool_size and max_db_connections."""
 
     name: str
+    host: str
+    port: int
     force_user: str
     pool_size: int
     max_connections: int
@@ -104,6 +106,8 @@ def databases(rows: Rows) -> list[Database]:
     return [
         Database(
             name=_text(row, "name"),
+            host=_text(row, "host"),
+            port=_count(row, "port"),
             force_user=_text(row, "force_user"),
             pool_size=_count(row, "pool_size"),
             max_connections=_count(row, "max_connections"),

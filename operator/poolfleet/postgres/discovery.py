@@ -16,6 +16,7 @@ _SETTINGS = """
                    'rds.rds_superuser_reserved_connections', 'server_version')
 """
 _DATABASES = "SELECT datname, datconnlimit FROM pg_catalog.pg_database WHERE datconnlimit >= 0"
+_REFUSALS = ("authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in")
 _ROLES = "SELECT rolname, rolconnlimit FROM pg_catalog.pg_roles WHERE rolconnlimit >= 0"
 
 
@@ -72,5 +73,6 @@ async def discover(
 def _explained(error: psycopg.Error, host: str, port: int) -> DiscoveryError:
     """The first line of what libpq or PostgreSQL said. It names user and host, never the password."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
-    refused = "FATAL" in text or (error.sqlstate or "").startswith(("28", "3D", "42"))
+    # libpq gives no SQLSTATE for a connection that failed; a server that is full or starting is no refused login.
+    refused = (error.sqlstate or "").startswith(("28", "3D", "42")) or any(words in text for words in _REFUSALS)
     return DiscoveryError(f"{host}:{port}: {text}", refused=refused)

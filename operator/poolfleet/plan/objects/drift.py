@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from poolfleet.api import names
-from poolfleet.plan.objects.meta import annotation
-
 MERGE_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "containers": ("name",),
     "initContainers": ("name",),
@@ -50,10 +47,12 @@ _SUFFIXES: Final[Mapping[str, Decimal]] = {
 
 
 def differs(desired: Mapping[str, Any], live: Mapping[str, Any] | None) -> bool:
-    """Whether `desired` must be applied: `live` is missing, was applied from something else, or was edited."""
+    """Whether `desired` must be applied: `live` is missing, was applied from something else, or was edited.
+
+    "From something else" is what the annotation APPLIED_HASH in `desired` tells: a field that is not wished any more
+    would not be missed otherwise.
+    """
     if live is None:
-        return True
-    if annotation(desired, names.APPLIED_HASH) != annotation(live, names.APPLIED_HASH):
         return True
     kind = str(desired.get("kind", ""))
     # Lists from a watch leave out kind and apiVersion of their items.

@@ -1,0 +1,104 @@
+"""poolfleet.agent.publish"""
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import pytest
+
+from poolfleet.agent.publish import LIVE_SECONDS, Publisher, moved
+from poolfleet.api.wire import AgentState, DatabaseState
+
+DATABASE = DatabaseState(loaded=5, held=3, samples=2, clients=100, waiting=0, reachable=True)
+STATE = AgentState("srv", "pod", 0, 1, "c", "", "1-2", {"shop": DATABASE}, ready=True)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def published() -> tuple[Publisher, Clock]:
+    clock = Clock()
+    publisher = Publisher(clock)
+    publisher.publish(STATE)
+    return publisher, clock
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rev": 2},
+        {"config": "d"},
+        {"config_error": "x"},
+        {"started": ""},
+        {"draining": True},
+        {"ready": False},
+    ],
+)
+def test_what_matters_raises_seq_at_once(change: dict[str, Any]) -> None:
+    publisher, _ = published()
+    seq = publisher.state.seq
+    publisher.publish(dataclasses.replace(STATE, **change))
+    assert publisher.state.seq == seq + 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"loaded": 4}, {"samples": 1}, {"held": 6}, {"reachable": False}, {"reachable": None}, {"error": "x"}]
+)
+def test_what_matters_of_a_database_raises_seq_at_once(change: dict[str, Any]) -> None:
+    publisher, _ = published()
+    seq = publisher.state.seq
+    publisher.publish(dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, **change)}))
+    assert publisher.state.seq == seq + 1
+
+
+def test_the_same_again_and_further_samples_are_no_news() -> None:
+    publisher, clock = published()
+    seq = publisher.state.seq
+    clock.now = 100.0
+    further = dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, samples=3)}, max_wait=9.0)
+    publisher.publish(further)
+    assert publisher.state == dataclasses.replace(further, seq=seq)
+
+
+def test_live_numbers_raise_seq_by_a_tenth_and_not_too_often() -> None:
+    publisher, clock = published()
+    seq = publisher.state.seq
+
+    def publish(clients: int) -> int:
+        publisher.publish(
+            dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, clients=clients)})
+        )
+        assert publisher.state.databases["shop"].clients == clients
+        return publisher.state.seq - seq
+
+    clock.now = LIVE_SECONDS - 0.1
+    assert publish(500) == 0
+    clock.now = LIVE_SECONDS
+    assert publish(109) == 0
+    assert publish(110) == 1
+    clock.now = 2 * LIVE_SECONDS
+    assert publish(105) == 1
+    assert publish(99) == 2
+
+
+def test_moved() -> None:
+    assert not moved(STATE, STATE)
+    assert moved(STATE, dataclasses.replace(STATE, databases={"new": DATABASE}))
+    assert moved(STATE, dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, waiting=1)}))
+
+
+async def test_waiting() -> None:
+    publisher, _ = published()
+    seq = publisher.state.seq
+    assert (await publisher.wait(seq - 1, 60)).seq == seq
+    assert (await publisher.wait(seq + 999, 60)).seq == seq  # what a predecessor said is no reason to wait
+    assert (await publisher.wait(seq, 0.01)).seq == seq
+    waiters = [asyncio.create_task(publisher.wait(seq, 60)) for _ in range(3)]
+    await asyncio.sleep(0)
+    publisher.publish(dataclasses.replace(STATE, rev=2))
+    assert [state.rev for state in await asyncio.gather(*waiters)] == [2, 2, 2]

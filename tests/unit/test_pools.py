@@ -1,0 +1,219 @@
+"""The pool reconciler where the API server is odd: what is tried again, what is not, and what is raised."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from poolfleet.api.wire import AgentState
+from poolfleet.controller import pools
+from poolfleet.controller.agents import Agents
+from poolfleet.controller.context import Context, Key
+from poolfleet.controller.discoveries import Discoveries
+from poolfleet.controller.queue import KeyedQueue
+from poolfleet.controller.secrets import Secrets
+from poolfleet.controller.store import Store
+from poolfleet.kube.client import Kube
+from poolfleet.kube.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
+from poolfleet.kube.events import Recorder
+from poolfleet.kube.kinds import DEPLOYMENT, POOL, SECRET, SERVER, SERVICE, Kind, kind_of
+from poolfleet.plan.objects.secret import BINDING_TYPE
+from tests.unit.pool_fixtures import NOW, SETTINGS, Body, pool_body, server_body
+
+KEY = Key(POOL.plural, "demo", "shop")
+
+
+@dataclass
+class FakeKube:
+    """Takes what is applied, except that a kind in `answers` gets that error, or (None) stays as it is."""
+
+    store: Store
+    answers: dict[str, ApiError | None] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    version: int = 1000
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Body:
+        raise NotFound(name, 404)
+
+    async def apply(self, obj: Body, *, manager: str, subresource: str | None = None) -> Body:
+        kind = kind_of(obj)
+        self.calls.append(f"apply {kind.kind}{'/' + subresource if subresource else ''}")
+        old = self.store.get(kind.plural, "demo", obj["metadata"]["name"]) or {}
+        answer = self.answers.get(kind.kind)
+        if isinstance(answer, ApiError):
+            raise answer
+        if kind.kind in self.answers:
+            return old
+        self.version += 1
+        new = {**old, **copy.deepcopy(obj)}
+        metadata = {**old.get("metadata", {"uid": f"uid-{kind.kind}"}), **new["metadata"]}
+        new["metadata"] = {**metadata, "resourceVersion": str(self.version)}
+        self.store.put(kind.plural, new)
+        return new
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str | None = None) -> None:
+        self.calls.append(f"delete {kind.kind} {name} {uid}")
+        answer = self.answers.get(f"delete {kind.kind}")
+        if isinstance(answer, ApiError):
+            raise answer
+
+
+class FakeAgents:
+    def state(self, pod_uid: str) -> AgentState | None:
+        return None
+
+
+class FakeSecrets:
+    async def get(self, namespace: str, name: str) -> Body | None:
+        return {"data": {"username": "c2hvcA==", "password": "b25l"}} if name == "shop-app" else None
+
+
+class FakeRecorder:
+    async def event(self, regarding: Body, event: object) -> None:
+        return None
+
+
+@dataclass
+class House:
+    kube: FakeKube
+    context: Context
+    now: list[float]
+
+    async def reconcile(self) -> list[str]:
+        self.kube.calls.clear()
+        self.again = await pools.reconcile(self.context, KEY)
+        return [call for call in self.kube.calls if call != "apply PgPool/status"]
+
+
+@pytest.fixture
+async def house() -> House:
+    store = Store()
+    store.put(POOL.plural, pool_body())
+    store.put(SERVER.plural, server_body())
+    kube, now = FakeKube(store), [NOW]
+    context = Context(
+        kube=cast(Kube, kube),
+        store=store,
+        queue=KeyedQueue[Key](),
+        agents=cast(Agents, FakeAgents()),
+        secrets=cast(Secrets, FakeSecrets()),
+        discoveries=Discoveries(lambda: now[0]),
+        recorder=cast(Recorder, FakeRecorder()),
+        settings=SETTINGS,
+        clock=lambda: now[0],
+        leader_since=0.0,
+    )
+    return House(kube, context, now)
+
+
+def stalled(house: House) -> Any:
+    pool = house.context.store.get(POOL.plural, "demo", "shop")
+    assert pool is not None
+    return next(c for c in pool["status"]["conditions"] if c["type"] == "Stalled")
+
+
+async def test_it_comes_to_rest(house: House) -> None:
+    assert await house.reconcile() == [
+        "apply PgServer",
+        "apply Secret",
+        "apply Secret",
+        "apply Service",
+        "apply PodDisruptionBudget",
+        "apply NetworkPolicy",
+        "apply Deployment",
+    ]
+    assert await house.reconcile() == []
+    assert await house.context.queue.get() == Key(SERVER.plural, "demo", "shop")
+
+
+def edited(house: House, kind: Kind, **spec: Any) -> None:
+    live = house.context.store.get(kind.plural, "demo", "shop")
+    assert live is not None
+    house.kube.version += 1
+    metadata = {**live["metadata"], "resourceVersion": str(house.kube.version)}
+    house.context.store.put(kind.plural, {**live, "metadata": metadata, "spec": {**live["spec"], **spec}})
+
+
+async def test_an_apply_without_effect_is_not_repeated_until_something_changes(house: House) -> None:
+    await house.reconcile()
+    house.kube.answers["Service"] = None
+    edited(house, SERVICE, type="NodePort")
+    assert await house.reconcile() == ["apply Service"]
+    assert await house.reconcile() == []
+    edited(house, SERVICE, type="LoadBalancer")
+    assert await house.reconcile() == ["apply Service"]
+    assert await house.reconcile() == []
+
+
+async def test_an_invalid_object_is_not_sent_again_until_it_is_another(house: House) -> None:
+    house.kube.answers["Deployment"] = Invalid("no such field", 422)
+    assert "apply Deployment" in await house.reconcile()
+    assert "no such field" in stalled(house)["message"]
+    assert await house.reconcile() == []
+    assert stalled(house)["status"] == "True"
+    del house.kube.answers["Deployment"]
+    edited(house, POOL, replicas=3)
+    assert "apply Deployment" in await house.reconcile()
+    assert stalled(house)["status"] == "False"
+
+
+async def test_a_value_that_the_api_server_cannot_read_is_the_users_fault(house: House) -> None:
+    house.kube.answers["Deployment"] = Unavailable("failed to convert new object: quantities must match", 500)
+    await house.reconcile()
+    assert stalled(house)["status"] == "True"
+
+
+async def test_what_is_forbidden_is_tried_again_in_30_seconds(house: House) -> None:
+    house.kube.answers["Deployment"] = Forbidden("exceeded quota", 403)
+    assert "apply Deployment" in await house.reconcile()
+    assert house.again == 30.0
+    house.now[0] += 29.0
+    assert await house.reconcile() == []
+    house.now[0] += 1.0
+    assert await house.reconcile() == ["apply Deployment"]
+
+
+@pytest.mark.parametrize("error", [Unavailable("timeout"), Unavailable("etcd", 500), Conflict("moved", 409)])
+async def test_everything_else_is_raised_and_leaves_no_status(house: House, error: ApiError) -> None:
+    house.kube.answers["Service"] = error
+    with pytest.raises(type(error)):
+        await house.reconcile()
+    assert "apply PgPool/status" not in house.kube.calls
+
+
+def stray_binding(house: House) -> None:
+    owner = {"kind": "PgPool", "name": "shop", "uid": "uid-pool", "controller": True}
+    metadata = {"name": "shop-binding-guest", "namespace": "demo", "uid": "u-guest", "ownerReferences": [owner]}
+    house.context.store.put(SECRET.plural, {"kind": "Secret", "type": BINDING_TYPE, "metadata": metadata})
+
+
+@pytest.mark.parametrize("error", [None, NotFound("gone", 404), Conflict("another", 409)])
+async def test_a_stray_child_is_deleted_by_its_uid(house: House, error: ApiError | None) -> None:
+    await house.reconcile()
+    stray_binding(house)
+    house.kube.answers["delete Secret"] = error
+    assert await house.reconcile() == ["delete Secret shop-binding-guest u-guest"]
+
+
+async def test_a_deletion_that_is_forbidden_is_told(house: House) -> None:
+    await house.reconcile()
+    stray_binding(house)
+    house.kube.answers["delete Secret"] = Forbidden("no verb delete", 403)
+    await house.reconcile()
+    assert house.again == 30.0
+
+
+async def test_a_pool_under_deletion_is_left_to_the_garbage_collector(house: House) -> None:
+    pool = house.context.store.get(POOL.plural, "demo", "shop")
+    assert pool is not None
+    metadata = {**pool["metadata"], "resourceVersion": "2000", "deletionTimestamp": "2027-01-01T00:00:00Z"}
+    house.context.store.put(POOL.plural, {**pool, "metadata": metadata})
+    assert await house.reconcile() == []
+    assert house.again is None
+
+
+async def test_a_status_of_a_vanished_pool_is_nobodys_concern(house: House) -> None:
+    house.kube.answers["PgPool"] = NotFound("gone", 404)
+    await house.reconcile()
+    assert house.context.store.get(DEPLOYMENT.plural, "demo", "shop") is not None

@@ -1,0 +1,103 @@
+"""poolfleet.api.wire"""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolfleet.api import wire
+
+KEY = bytes(range(32))
+DIRECTIVE = wire.Directive("srv", "pod", 7, "hash", {"shop": 3, "ü": 1}, {"shop": 5})
+STATE = wire.AgentState(
+    server="srv",
+    pod="pod",
+    seq=3,
+    rev=7,
+    config="hash",
+    config_error="",
+    started="1-2",
+    databases={"shop": wire.DatabaseState(3, 2, 2, 10, 1, True, "")},
+    max_wait=0.25,
+    pids=(1, 2),
+    ready=True,
+)
+
+
+def test_what_is_signed_is_verified() -> None:
+    assert wire.Directive.from_message(wire.verify(wire.sign(DIRECTIVE.to_message(), KEY), KEY)) == DIRECTIVE
+    assert wire.AgentState.from_message(wire.verify(wire.sign(STATE.to_message(), KEY).encode(), KEY)) == STATE
+
+
+@pytest.mark.parametrize("member", ["server", "pod", "rev", "config", "grant", "share", "v"])
+def test_a_changed_member_breaks_the_mac(member: str) -> None:
+    message = json.loads(wire.sign(DIRECTIVE.to_message(), KEY))
+    message[member] = {"shop": 99} if isinstance(message[member], dict) else 99
+    with pytest.raises(wire.WireError, match="MAC"):
+        wire.verify(json.dumps(message), KEY)
+
+
+def test_an_added_member_breaks_the_mac_and_another_key_does_not_fit() -> None:
+    text = wire.sign(DIRECTIVE.to_message(), KEY)
+    with pytest.raises(wire.WireError):
+        wire.verify(json.dumps({**json.loads(text), "x": 1}), KEY)
+    with pytest.raises(wire.WireError):
+        wire.verify(text, bytes(32))
+
+
+@pytest.mark.parametrize("text", ["", "x", "null", "[]", "{}", '{"mac": 5}', '{"mac": "ü"}', b"\xff"])
+def test_garbage_is_a_wire_error(text: str | bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.verify(text, KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"v": 9},
+        {"v": True},
+        {"rev": -1},
+        {"rev": "1"},
+        {"rev": True},
+        {"grant": {"shop": 0}},
+        {"grant": {"shop": 1.0}},
+        {"grant": None},
+        {"grant": {"shop": True}},
+        {"share": {"shop": -1}},
+        {"server": 1},
+        {"pod": None},
+    ],
+)
+def test_a_directive_of_another_shape_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(wire.WireError):
+        wire.Directive.from_message({**DIRECTIVE.to_message(), **change})
+
+
+def test_unknown_members_and_a_missing_share_are_fine() -> None:
+    message = {**DIRECTIVE.to_message(), "hold": [], "peer": 3}
+    del message["share"]
+    assert wire.Directive.from_message(message) == dataclasses.replace(DIRECTIVE, share={})
+
+
+@pytest.mark.parametrize("name", ["server", "pod", "seq", "rev", "config", "started", "databases", "v"])
+def test_a_state_without_a_member_is_refused(name: str) -> None:
+    message = STATE.to_message()
+    del message[name]
+    with pytest.raises(wire.WireError):
+        wire.AgentState.from_message(message)
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.binary(max_size=3)),
+    st.dictionaries(st.text(max_size=3), st.binary(max_size=3)),
+)
+def test_equal_files_have_equal_hashes_and_others_have_others(a: dict[str, bytes], b: dict[str, bytes]) -> None:
+    assert wire.config_hash(a) == wire.config_hash(dict(reversed(a.items())))
+    assert (wire.config_hash(a) == wire.config_hash(b)) == (a == b)
+
+
+def test_the_drain_token_does_not_tell_the_key() -> None:
+    assert wire.drain_token(KEY) not in KEY.hex()
+    assert wire.drain_token(KEY) != wire.drain_token(bytes(32))
