@@ -43,7 +43,7 @@ def test_an_example_holds_a_pool_and_says_what_it_is(name: str) -> None:
 
 
 def test_the_demo() -> None:
-    pool, secret = (document for name, document in OURS if name == "pgpool.yaml")
+    secret, pool = (document for name, document in OURS if name == "pgpool.yaml")
     assert (pool["kind"], pool["metadata"]) == ("PgPool", {"name": "shop", "namespace": "demo"})
     assert pool["spec"]["server"] == {"host": "postgres", "adminSecretRef": {"name": "postgres-admin"}}
     assert pool["spec"]["databases"] == [{"name": "shop"}]

@@ -10,11 +10,11 @@ def lines(*parts: str) -> list[str]:
 
 
 def test_the_numbers_of_a_server_follow_its_pools_and_go_with_it() -> None:
-    metrics.set_server("demo", "db", 85, {"demo/shop": (40, 12), "demo/old": (5, 0)})
+    metrics.set_server("demo", "db", 85, 3, {"demo/shop": (40, 12), "demo/old": (5, 0)})
     assert lines('poolfleet_budget_connections{namespace="demo",server="db"} 85.0')
     assert lines('poolfleet_granted_connections{namespace="demo",pool="demo/shop",server="db"} 40.0')
     assert lines('poolfleet_held_connections{namespace="demo",pool="demo/shop",server="db"} 12.0')
-    metrics.set_server("demo", "db", 80, {"demo/shop": (41, 12)})
+    metrics.set_server("demo", "db", 80, 0, {"demo/shop": (41, 12)})
     assert not lines('pool="demo/old"')
     metrics.drop_server("demo", "db")
     metrics.drop_server("demo", "db")

@@ -78,12 +78,21 @@ HELD: Final = Gauge(
     registry=REGISTRY,
 )
 
+GHOSTS: Final = Gauge(
+    "poolfleet_ghost_connections",
+    "Of the granted connections those of pods that vanished without proof that they ended.",
+    ["namespace", "server"],
+    registry=REGISTRY,
+)
+
 _pools_of: dict[tuple[str, str], set[str]] = {}
 
 
-def set_server(namespace: str, server: str, budget: int, pools: Mapping[str, tuple[int, int]]) -> None:
-    """Set the numbers of one PgServer: its budget and, by pool ("namespace/name"), granted and held connections."""
+def set_server(namespace: str, server: str, budget: int, ghosts: int, pools: Mapping[str, tuple[int, int]]) -> None:
+    """Set the numbers of one PgServer, in connections: its budget, what ghosts keep, and by pool ("namespace/name")
+    what is granted and held."""
     BUDGET.labels(namespace, server).set(budget)
+    GHOSTS.labels(namespace, server).set(ghosts)
     for pool in _pools_of.get((namespace, server), set()) - set(pools):
         _drop_pool(namespace, server, pool)
     for pool, (granted, held) in pools.items():
@@ -98,6 +107,7 @@ def drop_server(namespace: str, server: str) -> None:
     if pools is None:
         return
     BUDGET.remove(namespace, server)
+    GHOSTS.remove(namespace, server)
     for pool in pools:
         _drop_pool(namespace, server, pool)
 

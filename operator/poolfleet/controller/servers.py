@@ -14,6 +14,7 @@ from poolfleet.api.base import explain
 from poolfleet.api.conditions import Reason
 from poolfleet.api.pgserver import PgServerSpec
 from poolfleet.api.wire import Directive, sign
+from poolfleet.controller import metrics
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.discoveries import Login
 from poolfleet.controller.observe import pods_of, pools_of
@@ -39,6 +40,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     """Bring the ledger of one PgServer one step on, and tell what it says. Returns seconds until the next look."""
     body = context.store.get(SERVER.plural, key.namespace, key.name)
     if body is None or body["metadata"].get("deletionTimestamp"):
+        metrics.drop_server(key.namespace, key.name)
         return None
     view, wait = await _observe(context, key, body)
     after = ledger.advance(view.world)
@@ -47,6 +49,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     except NotFound:
         return None  # deleted meanwhile
     await _tell(context, key, view.world, after)
+    _measure(key, view, after)
     waits = [seconds for seconds in (wait, server.wake(view, after)) if seconds is not None]
     return min(waits, default=None)
 
@@ -245,6 +248,17 @@ def _pools(view: ServerView, after: Ledger) -> list[dict[str, Any]]:
         budget = view.budget.total if view.budget and serving else 0
         lines.append({"namespace": namespace, "name": name, "uid": uid, "budget": budget, "granted": granted})
     return lines
+
+
+def _measure(key: Key, view: ServerView, after: Ledger) -> None:
+    """Set the exact numbers that Prometheus reads."""
+    holding = {pod.uid: server.held_by(pod) for pod in view.world.pods}
+    pools: dict[str, tuple[int, int]] = {f"{namespace}/{name}": (0, 0) for namespace, name, _ in view.pools}
+    for entry in after.entries:
+        granted, held = pools.get(entry.pool, (0, 0))
+        pools[entry.pool] = (granted + entry.bound, held + holding.pop(entry.pod, 0))
+    ghosts = sum(entry.bound for entry in after.entries if entry.gone_since is not None)
+    metrics.set_server(key.namespace, key.name, view.budget.total if view.budget else 0, ghosts, pools)
 
 
 async def _tell(context: Context, key: Key, world: World, after: Ledger) -> None:

@@ -8,7 +8,7 @@ from poolfleet.api.conditions import BUDGET_SATISFIED, READY, RECONCILING, SERVE
 from poolfleet.plan import ledger as ledgers
 from poolfleet.plan.budget import Budget, Candidate, Discovery, Limits
 from poolfleet.plan.ledger import Entry, Ledger, Rest, World
-from poolfleet.plan.model import Condition
+from poolfleet.plan.model import Condition, Pod
 from poolfleet.plan.times import seconds, timestamp
 
 JsonObject = dict[str, Any]
@@ -128,14 +128,16 @@ def write_discovery(discovery: Discovery) -> JsonObject:
     return data
 
 
+def held_by(pod: Pod) -> int:
+    """Server connections of one pod as its agent saw them last."""
+    if pod.state is None or pod.ended:
+        return 0
+    return sum(database.held for database in pod.state.databases.values())
+
+
 def held(world: World) -> int:
-    """Server connections that the agents saw last."""
-    return sum(
-        database.held
-        for pod in world.pods
-        if pod.state is not None and not pod.ended
-        for database in pod.state.databases.values()
-    )
+    """Server connections of all pods as their agents saw them last."""
+    return sum(held_by(pod) for pod in world.pods)
 
 
 def numbers(view: ServerView, ledger: Ledger) -> JsonObject:
