@@ -44,6 +44,8 @@ async def until_it_works(host: str, options: argparse.Namespace) -> dict[str, An
         try:
             await attempt(host, options)
         except (psycopg.Error, TimeoutError) as error:
+            if options.announce and attempts == 1:
+                print(json.dumps({"host": host, "refused": words(error)}), flush=True)
             seconds = time.time() - options.since
             if seconds > options.timeout:
                 return {"host": host, "seconds": round(seconds, 3), "attempts": attempts, "error": words(error)}
@@ -74,6 +76,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--since", type=float, default=time.time(), help="seconds since the epoch (default: now)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds since --since (default: %(default)s)")
     parser.add_argument("--poll-ms", type=float, default=20, help="pause between attempts (default: %(default)s)")
+    parser.add_argument("--announce", action="store_true", help="print a line for each host that refuses at first")
     parser.add_argument("--query", default="SELECT 1", help="must be answered too (default: %(default)s)")
     options = parser.parse_args(arguments)
     options.target = {

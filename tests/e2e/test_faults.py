@@ -98,6 +98,14 @@ def clients_that_notice_nothing(clients: kit.Clients, login: kit.Login, *options
 
 
 @pytest.fixture(scope="module")
+def postgres(kubectl: kit.Kubectl, namespace: str) -> kit.Postgres:
+    """A PostgreSQL of this module's own: what is killed here needs all the connections that were counted."""
+    postgres = kit.Postgres(kubectl, namespace).ensure()
+    kubectl.namespace(namespace)  # its labels, which the demo's namespace does not have
+    return postgres
+
+
+@pytest.fixture(scope="module")
 def shop(kubectl: kit.Kubectl, namespace: str, target: kit.Target) -> kit.Pool:
     """The pool that most of this is done to: three pods with twelve connections each."""
     pool = kit.Pool(kubectl, namespace, "shop")

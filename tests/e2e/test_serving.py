@@ -162,9 +162,7 @@ class TestServerTls:
         pool.delete()
 
 
-def await_grants(
-    kubectl: kit.Kubectl, pool: kit.Pool, server: str = ""
-) -> dict[str, dict[str, tuple[int, int]]]:
+def await_grants(kubectl: kit.Kubectl, pool: kit.Pool, server: str = "") -> dict[str, dict[str, tuple[int, int]]]:
     """Wait until each pod has loaded just what the ledger says, as pool_size and as max_db_connections.
 
     Returns pod to database to (pool_size, max_db_connections).

@@ -88,6 +88,22 @@ def test_nothing_starts_before_the_first_grant(one: Pod) -> None:
     assert state.pgbouncer == "PgBouncer 1.26.1"
 
 
+def test_ready_needs_half_of_the_share(one: Pod) -> None:
+    one.configure(one.config())
+    one.direct(shop=2, share={"shop": 10})
+    one.agent.start()
+    wait_until("the gate opens", one.started)
+    one.bouncer.start()
+    wait_until("the grant is loaded", lambda: one.loaded(1, shop=2))
+    time.sleep(0.3)  # nothing to await: what must not happen
+    assert not one.ready()
+    one.direct(shop=5, share={"shop": 10})
+    wait_until("ready", one.ready)
+    one.direct(shop=2, share={"shop": 10})
+    wait_until("the shrink is loaded", lambda: one.loaded(3, shop=2))
+    assert one.ready()
+
+
 def test_a_client_is_served_and_its_backend_checks_for_vanished_clients(one: Pod) -> None:
     one.up(shop=2)
     with one.client() as connection:
@@ -212,6 +228,8 @@ def test_a_configuration_that_pgbouncer_does_not_take_is_refused_and_the_last_go
     wait_until("grants go on", lambda: one.limits() == {"shop": (6, 6)})
     assert one.file_is_cold()
     one.client().close()  # with the password of the last good configuration
+    time.sleep(0.5)  # nothing to await: it must not be tried again and again
+    assert 'poolfleet_agent_reloads_total{result="refused"} 1.0\n' in one.get("/metrics")[1]
 
     one.configure(one.config(users={"app": "another word"}))
     rev = one.direct(shop=6)

@@ -1,9 +1,9 @@
 """Whether each database's server can be reached, without waking one that sleeps: pure, no I/O.
 
 A server connection that PgBouncer holds is evidence enough, but not one that may be of the configuration before: the
-RELOAD of another host or TLS mode closes those only a moment later. A probe, which opens one, is due only (a) once after
-a new configuration, until it has succeeded, and (b) while clients wait and there is no server connection for WAIT
-seconds.
+RELOAD of another host or TLS mode closes those only a moment later. A probe, which opens one, is due only (a) once
+after a new configuration, until it has succeeded, and (b) while clients wait and there is no server connection for
+WAIT seconds.
 """
 
 from collections.abc import Iterable
