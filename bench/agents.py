@@ -1,9 +1,9 @@
 """What an agent weighs, and what it costs."""
 
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from bench import proc
 from bench.figures import Figure, spread
 from bench.ground import NAMESPACE, PGBENCH, POOL, ROWS, Ground
 from poolfleet.api import names
@@ -16,19 +16,6 @@ PAUSES = f"""\\set id random(1, {ROWS * 100_000})
 \\sleep 500 ms
 SELECT abalance FROM pgbench_accounts WHERE aid = :id;
 """
-TICKS = 100  # of /proc/PID/stat per second: USER_HZ, the same on every platform of the images
-
-
-def memory(status: str) -> dict[str, float]:
-    """MiB by field of /proc/PID/status: VmRSS (now), VmHWM (the largest so far), RssAnon (shared with nobody)."""
-    fields = re.findall(r"^(VmRSS|VmHWM|RssAnon):\s+([0-9]+) kB", status, re.MULTILINE)
-    return {name: int(kib) / 1024 for name, kib in fields}
-
-
-def cpu_seconds(stat: str) -> float:
-    """User and system time out of /proc/PID/stat."""
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def measure(ground: Ground, seconds: int) -> list[Figure]:
@@ -36,7 +23,7 @@ def measure(ground: Ground, seconds: int) -> list[Figure]:
     kubectl = ground.kubectl
     where = ("-A", "pods", "-l", names.LABEL_POOL, "--field-selector=status.phase=Running")
     pods = [(p["metadata"]["namespace"], p["metadata"]["name"]) for p in kubectl.get_json(*where)["items"]]
-    rest = [memory(_read(kubectl, namespace, pod, "status"))["VmRSS"] for namespace, pod in pods]
+    rest = [proc.memory(_read(kubectl, namespace, pod, "status"))["VmRSS"] for namespace, pod in pods]
     idle = _cpu(ground, seconds)
     kubectl.exec(NAMESPACE, PGBENCH, "sh", "-c", "cat >/tmp/pauses.sql", stdin=PAUSES)
     with ThreadPoolExecutor(1) as executor:
@@ -45,7 +32,7 @@ def measure(ground: Ground, seconds: int) -> list[Figure]:
         time.sleep(LOGINS)
         busy = _cpu(ground, seconds)
         load.result()
-    peak = memory(_read(kubectl, NAMESPACE, ground.pod, "status"))["VmHWM"]
+    peak = proc.memory(_read(kubectl, NAMESPACE, ground.pod, "status"))["VmHWM"]
     return [
         Figure(
             "agent RSS, at rest",
@@ -72,9 +59,9 @@ def measure(ground: Ground, seconds: int) -> list[Figure]:
 
 def _cpu(ground: Ground, seconds: int) -> float:
     """Percent of a core that the agent of the pool's pod uses over so many seconds."""
-    before, begun = cpu_seconds(_read(ground.kubectl, NAMESPACE, ground.pod, "stat")), time.monotonic()
+    before, begun = proc.cpu_seconds(_read(ground.kubectl, NAMESPACE, ground.pod, "stat")), time.monotonic()
     time.sleep(seconds)
-    after = cpu_seconds(_read(ground.kubectl, NAMESPACE, ground.pod, "stat"))
+    after = proc.cpu_seconds(_read(ground.kubectl, NAMESPACE, ground.pod, "stat"))
     return 100 * (after - before) / (time.monotonic() - begun)
 
 

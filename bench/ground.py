@@ -4,6 +4,7 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
+from bench import proc
 from poolfleet.api import names
 from poolfleet.pgbouncer import fill
 from tests.e2e import kit
@@ -64,6 +65,12 @@ class Ground:
         where = ("-h", host, "-p", str(port), "-U", login.user)
         command = ("bash", "-c", script, "pgbench", *where, *options, login.database)
         return self.kubectl.exec(NAMESPACE, PGBENCH, *command, stdin=f"{login.password}\n", timeout=timeout)
+
+    def pgbouncer_cpu(self, name: str) -> float:
+        """Seconds of CPU that the PgBouncer of the pool's pod (POOL) or of the pod BY_HAND has used."""
+        pod = self.pod if name == POOL else BY_HAND
+        container = names.PGBOUNCER_CONTAINER
+        return proc.cpu_seconds(self.kubectl.exec(NAMESPACE, pod, "cat", "/proc/1/stat", container=container))
 
     def differences(self) -> list[str]:
         """Settings and databases in which the two PgBouncers differ, the marker of the agent's file left out."""

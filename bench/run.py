@@ -66,7 +66,7 @@ def measure(parts: Sequence[str], options: argparse.Namespace) -> list[Figure]:
             figures += polling.measure(kubectl, rest=26, busy=15)
     alone: dict[str, Callable[[Ground], list[Figure]]] = {
         "throughput": lambda ground: throughput.measure(ground, options.rounds, options.seconds),
-        "agent": lambda ground: agents.measure(ground, 20),
+        "agent": lambda ground: agents.measure(ground, 15),
     }
     if wanted := [part for part in alone if part in parts]:
         with step("a PgPool with one pod, and the same PgBouncer started by hand"):
@@ -76,7 +76,8 @@ def measure(parts: Sequence[str], options: argparse.Namespace) -> list[Figure]:
                 with step(part):
                     figures += alone[part](ground)
         finally:
-            ground.drop()
+            with step("cleaning up"):
+                ground.drop()
     return figures
 
 
@@ -101,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all (the default), or some of {', '.join(PARTS)}")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md too; only with all parts")
-    parser.add_argument("--rounds", type=int, default=5, help="of pgbench, per protocol (default: %(default)s)")
-    parser.add_argument("--seconds", type=int, default=6, help="of one run of pgbench (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="of pgbench, per protocol (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=3, help="of one run of pgbench (default: %(default)s)")
     parser.add_argument(
         "--rest", type=int, default=60, help="seconds that the operator is watched at rest (%(default)s)"
     )

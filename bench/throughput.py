@@ -29,26 +29,30 @@ def measure(ground: Ground, rounds: int, seconds: int) -> list[Figure]:
     differences = ground.differences()
     assert not differences, f"the two PgBouncers do not have the same settings: {differences}"
     print("    SHOW CONFIG and SHOW DATABASES of both: no difference", flush=True)
-    figures = []
-    for mode in MODES:
-        results: dict[str, list[float]] = {POOL: [], BY_HAND: []}
-        for name in results:  # opens the server connections, prepares the statements
-            _run(ground, name, mode, 2)
-        for number in range(rounds):
-            order = (POOL, BY_HAND) if number % 2 else (BY_HAND, POOL)
-            for name in order:
-                results[name].append(_run(ground, name, mode, seconds))
-        ratios = [ours / theirs for ours, theirs in zip(results[POOL], results[BY_HAND], strict=True)]
-        for name, rates in results.items():
-            print(f"    {mode:9} {name:8} {' '.join(f'{rate:7.0f}' for rate in rates)} tps", flush=True)
-        note = (
-            f"tps {spread(results[POOL], '.0f')} / {spread(results[BY_HAND], '.0f')}; {rounds} rounds of {seconds} s "
-            f"each, in turn; `pgbench -S -M {mode} -c {CLIENTS}`, {CONNECTIONS} server connections"
-        )
-        ratio = spread(ratios, ".3f")
-        met = round(statistics.median(ratios), 3) >= GOAL
-        figures.append(Figure(f"throughput, {mode} protocol, Poolfleet / by hand", ratio, f">= {GOAL}", met, note))
-    return figures
+    return [_compared(ground, mode, rounds, seconds) for mode in MODES]
+
+
+def _compared(ground: Ground, mode: str, rounds: int, seconds: int) -> Figure:
+    rates: dict[str, list[float]] = {POOL: [], BY_HAND: []}
+    for name in rates:  # opens the server connections, prepares the statements
+        _run(ground, name, mode, 2)
+    before = {name: ground.pgbouncer_cpu(name) for name in rates}
+    for number in range(rounds):
+        for name in (POOL, BY_HAND) if number % 2 else (BY_HAND, POOL):
+            rates[name].append(_run(ground, name, mode, seconds))
+    # What a busy machine disturbs least: the CPU time that either PgBouncer took for a query.
+    cost = {name: (ground.pgbouncer_cpu(name) - before[name]) * 1e6 / (sum(rates[name]) * seconds) for name in rates}
+    for name in rates:
+        line = " ".join(f"{rate:6.0f}" for rate in rates[name])
+        print(f"    {mode:8} {name:7} {line} tps, {cost[name]:.1f} µs of PgBouncer's CPU per query", flush=True)
+    ratios = [ours / theirs for ours, theirs in zip(rates[POOL], rates[BY_HAND], strict=True)]
+    note = (
+        f"tps {spread(rates[POOL], '.0f')} / {spread(rates[BY_HAND], '.0f')}; PgBouncer's CPU per query "
+        f"{cost[POOL]:.1f} / {cost[BY_HAND]:.1f} µs; {rounds} rounds of {seconds} s each, in turn first and second; "
+        f"`pgbench -S -M {mode} -c {CLIENTS}`, {CONNECTIONS} server connections"
+    )
+    met = round(statistics.median(ratios), 3) >= GOAL
+    return Figure(f"throughput, {mode} protocol, Poolfleet / by hand", spread(ratios, ".3f"), f">= {GOAL}", met, note)
 
 
 def _run(ground: Ground, name: str, mode: str, seconds: int) -> float:

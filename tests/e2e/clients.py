@@ -46,6 +46,8 @@ class Running:
     def _hang_up(self) -> None:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # it has ended already; its exit code says how
+                # a line more, which nobody reads: kubectl sends the end within 60 s of the last byte, or never
+                self._process.stdin.write("\n")
                 self._process.stdin.close()
 
 

@@ -74,7 +74,7 @@ def guest(postgres: kit.Postgres, kubectl: kit.Kubectl, namespace: str) -> Itera
 
 
 @pytest.fixture(scope="module")
-def several(kubectl: kit.Kubectl, target: kit.Target, guest: kit.Login, namespace: str) -> Iterator[kit.Pool]:
+def several(kubectl: kit.Kubectl, target: kit.Target, guest: kit.Login, namespace: str) -> kit.Pool:
     """A PgPool that refers to a PgServer, with three databases in front of one, and two users."""
     kubectl.apply(
         {
@@ -99,8 +99,7 @@ def several(kubectl: kit.Kubectl, target: kit.Target, guest: kit.Login, namespac
         }
     )
     pool.ready()
-    yield pool
-    pool.delete()
+    return pool
 
 
 class TestSeveralDatabasesAndUsers:
@@ -159,7 +158,6 @@ class TestServerTls:
         pool.condition("ServerReachable", "True", "Reachable", timeout=40)
         assert uses_tls(postgres, target.through(pool)) == "t"
         assert pool.uids() == pods  # all of it by reloading
-        pool.delete()
 
 
 def await_grants(kubectl: kit.Kubectl, pool: kit.Pool, server: str = "") -> dict[str, dict[str, tuple[int, int]]]:

@@ -374,6 +374,15 @@ def test_drain_ends_when_the_time_is_over(one: Pod) -> None:
     assert (status, text) == (200, "1 clients are left and the time is over\n")
 
 
+def test_a_drained_pgbouncer_is_not_kept_by_its_own_agent(one: Pod) -> None:
+    one.up(shop=4)
+    assert one.get("/drain", {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)})[0] == 200
+    begun = time.monotonic()
+    one.bouncer.kill(signal.SIGTERM)  # as the kubelet does now: PgBouncer ends when its last client has left
+    assert time.monotonic() - begun < 3
+    assert one.agent.running()
+
+
 def test_an_unreachable_server_and_a_wrong_password_are_told_apart(one: Pod) -> None:
     dead = DatabaseLine("dead", "127.0.0.1", free_port(), "shop", "shop", "shop")
     one.configure(one.config(lines=[one.line("shop"), one.line("wrong", password="not it"), dead]))

@@ -19,6 +19,7 @@ from poolfleet.plan.model import Pod
 from poolfleet.plan.sizing import PoolWish
 
 SERVER = "server-uid"
+MOST_DATABASES = 2  # that a pool of this model ever has
 
 
 class Conflict(Exception):
@@ -105,8 +106,10 @@ class Model:
             self._kill(pod)
 
     def start_pgbouncer(self, pod: ModelPod) -> None:
-        """Starts with the cold file, one connection per database."""
-        if pod.applied_rev and not pod.started and not pod.ended:
+        """Starts with the cold file, one connection per database. The kubelet backs off before a second restart, so there
+        is one predecessor at most whose backends are not gone yet."""
+        predecessors = len([orphan for orphan in self.orphans if orphan[2] == pod.uid])
+        if pod.applied_rev and not pod.started and not pod.ended and predecessors < 2:
             pod.started = next(self.numbers)
             pod.cold = True
             pod.loaded = dict.fromkeys(pod.applied_grant, 1)
@@ -283,9 +286,13 @@ class Model:
 
     def cold_starts(self) -> int:
         """The one exception that design section 3 admits: a PgBouncer that the kubelet restarts within the linger time
-        holds one connection per database beside the orphans of its predecessor."""
-        orphaned = {orphan[2] for orphan in self.orphans}
-        return sum(len(pod.loaded) for pod in self.pods.values() if pod.cold and pod.uid in orphaned)
+        has one connection per database beside the backends of its predecessor, also when it crashes in its turn."""
+        extra = 0
+        for pod in self.pods.values():
+            predecessors = len([orphan for orphan in self.orphans if orphan[2] == pod.uid])
+            if predecessors > 1 or (predecessors and pod.started and pod.cold):
+                extra += MOST_DATABASES
+        return extra
 
     def check(self) -> None:
         """The promise: what is held, and all that may be opened, stays within the budget."""

@@ -109,6 +109,13 @@ def test_a_budget_for_less_than_one_replica_names_the_other_remedy() -> None:
     assert "Use fewer databases" in found.message
 
 
+def test_what_somebody_has_to_mend_at_the_server_is_said_at_the_pool_too() -> None:
+    stalled = {"type": "Stalled", "status": "True", "reason": "SecretNotFound", "message": "No Secret. Create it."}
+    planned = plan(view(server=server_body(conditions=[stalled])))
+    assert first(planned) == Finding("SecretNotFound", 'PgServer "shop": No Secret. Create it.', Part.NONE)
+    assert plan(view(server=server_body(conditions=[{**stalled, "status": "False"}]))).findings == ()
+
+
 def test_without_pods_every_budget_is_enough() -> None:
     assert plan(view(pool_body(replicas=0), server_body(budget=0))).findings == ()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from poolfleet.api.conditions import Reason
-from poolfleet.plan.fleet import Refusal
+from poolfleet.plan.fleet import PROPAGATION_SECONDS, Refusal
 from poolfleet.plan.model import Pod
 from poolfleet.plan.pool import plan
 from poolfleet.plan.poolview import PoolView
@@ -118,6 +118,23 @@ def test_one_ready_pod_serves() -> None:
     assert said(healthy(pods=(two()[0], pod("b", ready=False))))["Ready"] == ("True", "Serving")
 
 
+def test_clients_reach_the_first_ready_pod_a_moment_later() -> None:
+    first = healthy(ready_since=None)
+    assert said(first)["Ready"] == ("False", Reason.WAITING_FOR_PODS)
+    assert (concluded(first).ready_since, concluded(first).again) == (NOW, PROPAGATION_SECONDS)
+    later = after(first, ready_since=NOW, later=PROPAGATION_SECONDS)
+    assert said(later)["Ready"] == ("True", "Serving")
+    assert concluded(later).ready_since == NOW
+
+
+def test_what_was_ready_stays_so_under_another_leader() -> None:
+    assert said(after(healthy(), ready_since=None))["Ready"] == ("True", "Serving")
+
+
+def test_a_pod_that_is_ready_no_more_starts_anew() -> None:
+    assert concluded(healthy(pods=(pod(ready=False),))).ready_since is None
+
+
 def test_no_replicas_are_wished() -> None:
     ready = conditions(concluded(settled(pool_body(replicas=0))).status)["Ready"]
     assert (ready["status"], ready["message"]) == ("False", "spec.replicas is 0.")
@@ -141,7 +158,20 @@ def test_a_database_that_nobody_reaches(error: str, reason: str) -> None:
     found = conditions(concluded(healthy(pods=broken(error))).status)
     for name in ("Ready", "ServerReachable"):
         assert (found[name]["status"], found[name]["reason"]) == ("False", reason)
-        assert found[name]["message"] == f'Database "shop": {error}'
+        assert found[name]["message"].startswith(f'Database "shop": {error}. ')
+
+
+def test_a_server_that_cannot_be_used_comes_with_the_remedy() -> None:
+    def message(error: str, **spec: Any) -> str:
+        seen = healthy(pods=broken(error))
+        body = {**seen.body, "spec": {**seen.body["spec"], **spec}}
+        return str(conditions(concluded(replace(seen, body=body)).status)["Ready"]["message"])
+
+    refused = 'password authentication failed for user "shop"'
+    assert message(refused).endswith('Correct Secret "shop-app", or the role on the server.')
+    forced = [{"name": "shop", "credentialsSecretRef": {"name": "forced"}}]
+    assert message(refused, databases=forced).endswith('Correct Secret "forced", or the role on the server.')
+    assert message("no answer").endswith('Check the server, and host, port and tls of PgServer "shop".')
 
 
 def test_one_pod_that_gets_through_is_enough() -> None:
@@ -348,6 +378,12 @@ def test_events_tell_a_fault_and_its_end_once() -> None:
     still = after(bad)
     assert concluded(still).events == ()
     assert [e.reason for e in concluded(replace(still, secrets=good.secrets)).events] == [Reason.LOADED]
+
+
+def test_of_conditions_with_one_reason_the_event_has_the_words_of_stalled() -> None:
+    [event] = concluded(view(serving="demo/older")).events
+    assert event.reason == Reason.SERVER_IN_USE
+    assert event.message.endswith("Add the databases there, or use another PgServer.")
 
 
 def test_what_passes_by_itself_is_no_event() -> None:

@@ -63,6 +63,20 @@ def test_a_refused_login_is_not_ready_but_not_stalled() -> None:
     assert found(conditions)["Stalled"][0] == "False"
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ('password authentication failed for user "shop"', "AuthenticationFailed"),
+        ("no connection to db:5432 within 6 s", "Unreachable"),
+    ],
+)
+def test_without_an_admin_it_is_the_pods_that_tell(error: str, reason: str) -> None:
+    state = PodState("p1", 1, 1, "", "", {"a": DatabaseState(reachable=False, error=error)})
+    world = replace(view().world, pods=(Pod("p1", "shop-1", "ns", "ns/shop", state=state),))
+    told = server.conditions(view(has_admin=False, discovery=None, world=world), Ledger())
+    assert found(told)["ServerReachable"] == ("False", reason)
+
+
 def test_over_the_budget_says_so_with_the_arithmetic() -> None:
     over = Ledger(1, (replace(ENTRY, bound=90, gone_since=None),))
     [condition] = [c for c in server.conditions(view(), over) if c.type == "BudgetSatisfied"]

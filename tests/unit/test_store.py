@@ -1,5 +1,6 @@
 """The store: the newest body of each object, whatever the order in which bodies arrive."""
 
+import json
 from typing import Any
 
 import pytest
@@ -42,6 +43,18 @@ def test_only_newer_bodies_are_news(store: Store) -> None:
     body = store.get("pods", "demo", "a")
     assert body is not None and body["status"] == 3
     assert "managedFields" not in body["metadata"]
+
+
+def test_equal_strings_are_kept_once(store: Store) -> None:
+    for name, version in (("a", 1), ("b", 2)):
+        text = json.dumps(obj(name, version, spec={"containers": [{"name": "pgbouncer", "long": "x" * 100}]}))
+        store.put("pods", json.loads(text))
+    first, second = (store.get("pods", "demo", name) for name in ("a", "b"))
+    assert first is not None and second is not None
+    assert first["spec"] == second["spec"] == {"containers": [{"name": "pgbouncer", "long": "x" * 100}]}
+    one, other = (body["spec"]["containers"][0] for body in (first, second))
+    assert one["name"] is other["name"]
+    assert [id(key) for key in one] == [id(key) for key in other]
 
 
 def test_a_late_word_does_not_bring_a_deleted_object_back(store: Store, clock: Clock) -> None:

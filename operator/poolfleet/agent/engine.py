@@ -47,6 +47,7 @@ class Engine:
         self.sample: Sample | None = None
         self.gate = False  # the first grant is rendered: PgBouncer may start
         self.draining = False
+        self.drained = False  # PgBouncer is being stopped: it waits until every client has left, its console's too
         self.reloads = {"taken": 0, "refused": 0}
         self.intake = Intake(paths)
         self._loader = Loader(paths.run, self.console)
@@ -131,6 +132,10 @@ class Engine:
 
     async def _tend(self) -> None:
         """Do what is due with the running PgBouncer. Raises AdminError if it went away, OSError if a disk is full."""
+        if self.drained and self.console.still(self._process):
+            self.console.drop()
+            self._up = False
+            return
         self._up = await self.console.connect()
         if not self._up:
             return
@@ -149,7 +154,7 @@ class Engine:
 
     async def _new_process(self) -> None:
         self._process, self._loaded = self.console.started, False
-        self._ready = self.draining = False
+        self._ready = self.draining = self.drained = False
         self.sample = None
         self.samples.reset()
         self._shrinks = {}

@@ -45,6 +45,11 @@ class Console:
         self.started, self.started_at = before
         return True
 
+    def still(self, process: str) -> bool:
+        """Whether the socket is still the one of this process."""
+        now = self._identity()
+        return now is not None and now[0] == process
+
     async def fresh(self) -> Connection:
         """A further admin connection, which the caller closes. Raises AdminError."""
         return await Connection.open(

@@ -70,6 +70,7 @@ class Service:
         deadline = time.monotonic() + self._drain_seconds
         while (left := self._engine.clients_left(begun)) and time.monotonic() < deadline:  # noqa: ASYNC110 - PgBouncer tells nobody
             await asyncio.sleep(0.2)
+        self._engine.drained = True
         text = "no client is left" if not left else f"{left} clients are left and the time is over"
         log.info("drained", extra={"result": text, "seconds": round(time.monotonic() - begun, 1)})
         return Response(200, text + "\n")

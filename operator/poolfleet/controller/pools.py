@@ -42,9 +42,10 @@ class _Tried:
 
 @dataclass(slots=True)
 class _Memory:
-    """What is remembered of one PgPool between reconciliations; losing it costs a few requests."""
+    """What is remembered of one PgPool between reconciliations; losing it costs a few requests, or seconds."""
 
     uid: str
+    ready_since: float | None = None  # since when pods take clients; None: none did
     tried: dict[Child, _Tried] = field(default_factory=dict)
 
 
@@ -67,7 +68,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     memory = memories.get(key)
     if memory is None or memory.uid != uid:
         memory = memories[key] = _Memory(uid)
-    view = await observe(context, body)
+    view = replace(await observe(context, body), ready_since=memory.ready_since)
     plan = pool.plan(view)
     strangers = await _look_for(context, view, plan)
     if strangers:
@@ -75,6 +76,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
         plan = pool.plan(view)
     refusals = await _apply(context, view, plan, memory)
     conclusion = status.conclude(view, plan, refusals)
+    memory.ready_since = conclusion.ready_since
     await _tell(context, body, conclusion)
     context.numbers_moved[uid] = conclusion.numbers_moved
     # Its wishes may be others now; the server reconciler writes nothing if they are not.

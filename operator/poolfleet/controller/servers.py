@@ -80,7 +80,9 @@ async def _observe(context: Context, key: Key, body: Body) -> tuple[ServerView, 
         failure = context.discoveries.failure(uid)
         if failure is not None:
             reason = Reason.AUTHENTICATION_FAILED if failure.refused else Reason.UNREACHABLE
-            discovery_problem = Problem(reason, f'With Secret "{spec.admin_secret_ref.name}": {failure}')
+            remedy = "the Secret and the role" if failure.refused else "the server, and host, port and tls"
+            words = f'With Secret "{spec.admin_secret_ref.name}" (adminSecretRef): {failure}. Check {remedy}.'
+            discovery_problem = Problem(reason, words)
     elif spec is not None:
         discovery = None
     budget = None
@@ -110,7 +112,8 @@ async def _login(context: Context, namespace: str, spec: PgServerSpec) -> Login 
     username = secret_value(secret, reference.username_key)
     password = secret_value(secret, reference.password_key)
     if secret is None:
-        return Problem(Reason.SECRET_NOT_FOUND, f'Secret "{reference.name}" (adminSecretRef) does not exist.')
+        words = f'Secret "{reference.name}" (adminSecretRef) does not exist. Create it.'
+        return Problem(Reason.SECRET_NOT_FOUND, words)
     for wanted, value in ((reference.username_key, username), (reference.password_key, password)):
         if value is None:
             has = ", ".join(sorted(secret.get("data") or {})) or "none"

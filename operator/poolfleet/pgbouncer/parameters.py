@@ -155,7 +155,7 @@ ALLOWED: Final[Mapping[str, Parameter]] = {
     "verbose": Integer(high=3),
 }
 
-_BUDGET: Final = "the connection budget decides it: see spec.share and the PgServer's maxConnections and headroom"
+_BUDGET: Final = "the connection budget decides it: see the PgServer's maxConnections and headroom"
 _AUTH: Final = "use spec.users"
 _LISTEN: Final = "the operator sets it; spec.service says how clients reach the pool"
 _CLIENT_TLS: Final = "TLS towards clients is not a matter of parameters"

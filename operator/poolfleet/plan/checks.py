@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Final
 
-from poolfleet.api.conditions import Reason
+from poolfleet.api.conditions import STALLED, Reason
 from poolfleet.pgbouncer import parameters, quoting
 from poolfleet.plan import config
 from poolfleet.plan.objects.meta import controlled_by
@@ -179,6 +179,15 @@ def budget_suffices(subject: Subject) -> Iterator[Finding]:
     yield Finding(Reason.BUDGET_TOO_SMALL, message, Part.CONTENT if more else Part.PODS)
 
 
+def server_well(subject: Subject) -> Iterator[Finding]:
+    """Nobody has to mend the PgServer. Nothing is blocked: what it knew of the server still counts."""
+    view = subject.view
+    for condition in view.server_status.get("conditions") or ():
+        if view.spec is not None and condition.get("type") == STALLED and condition.get("status") == "True":
+            _, name = view.spec.server_key(view.owner.namespace, view.owner.name)
+            yield Finding(condition["reason"], f'PgServer "{name}": {condition.get("message", "")}', Part.NONE)
+
+
 def _fewer(budget: int, databases: int) -> str:
     most = budget // databases - 1
     return f"Set replicas to {most} or less" if most >= 1 else "Use fewer databases"
@@ -195,6 +204,7 @@ CHAIN: Final[tuple[Check, ...]] = (
     writable,
     template_fits,
     budget_suffices,
+    server_well,
 )
 
 

@@ -9,6 +9,18 @@ from poolfleet.plan.times import timestamp
 
 MESSAGE_LENGTH = 1024
 
+_LOGIN_ERRORS = (
+    "password authentication failed",
+    "authentication failed",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+)
+
+
+def refused_login(error: str) -> bool:
+    """Whether PostgreSQL's words mean that it was there and did not let the role in."""
+    return any(words in error for words in _LOGIN_ERRORS) or ('role "' in error and "does not exist" in error)
+
 
 def merge(
     old: Sequence[Mapping[str, Any]], wished: Iterable[Condition], generation: int, now: float
@@ -36,11 +48,12 @@ def merge(
 def transitions(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Event]:
     """One event for each condition whose status or reason changed, a Warning where the change is for the worse.
 
-    A condition that first appears in its good state is no news; of several with one reason only one speaks.
+    A condition that first appears in its good state is no news; of several with one reason only one speaks, Stalled or
+    Ready if they are among them: theirs are the words with the remedy.
     """
     before = {condition.get("type"): condition for condition in old}
     events: dict[tuple[str, str], Event] = {}
-    for condition in new:
+    for condition in sorted(new, key=lambda c: c["type"] not in (STALLED, READY)):
         last = before.get(condition["type"])
         bad = condition["status"] == ("True" if condition["type"] == STALLED else "False")
         if condition["type"] == "Reconciling":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from poolfleet.api.conditions import (
     BUDGET_SATISFIED,
@@ -13,10 +13,15 @@ from poolfleet.api.conditions import (
     STALLED,
     Reason,
 )
+from poolfleet.plan.conditions import refused_login
 from poolfleet.plan.model import Condition, Pod
 from poolfleet.plan.pool import Plan
 from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.secrets import Problem
+
+PROPAGATION_SECONDS: Final = 2.0
+"""How long a pod may be ready before clients of the Service get to it: EndpointSlice, then kube-proxy, which looks once a
+second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,19 @@ class Fleet:
     def ready(self) -> int:
         """How many of them take clients."""
         return sum(pod.ready for pod in self.pods)
+
+    @property
+    def ready_since(self) -> float | None:
+        """Since when some pod takes clients; None if none does."""
+        if not self.ready:
+            return None
+        return self.view.now if self.view.ready_since is None else self.view.ready_since
+
+    @property
+    def unannounced(self) -> float:
+        """Seconds until the Service has surely heard of the first pod that takes clients."""
+        since = self.ready_since
+        return 0.0 if since is None else max(0.0, since + PROPAGATION_SECONDS - self.view.now)
 
     @property
     def replicas(self) -> int:
@@ -113,6 +131,8 @@ def ready(fleet: Fleet, reachable: Condition) -> Condition:
     was_ready = any(
         old.get("type") == READY and old.get("status") == "True" for old in fleet.view.status.get("conditions") or ()
     )
+    if fleet.unannounced and not was_ready:
+        return Condition(READY, "False", Reason.WAITING_FOR_PODS, "The Service is about to send clients to the pods.")
     if reachable.status == "Unknown" and not was_ready and any(pod.state is not None for pod in fleet.pods):
         # The agents try every database after their first load; until they have, nobody knows.
         return Condition(READY, "False", Reason.WAITING_FOR_SERVER, "The first connection to the server is under way.")
@@ -134,8 +154,9 @@ def server_reachable(fleet: Fleet) -> Condition:
             continue
         errors = sorted({error for reachable, error in answers if reachable is False})
         if errors:
-            reason = Reason.AUTHENTICATION_FAILED if _refused_login(errors[0]) else Reason.UNREACHABLE
-            return Condition(SERVER_REACHABLE, "False", reason, f'Database "{name}": {errors[0] or "no connection"}')
+            reason = Reason.AUTHENTICATION_FAILED if refused_login(errors[0]) else Reason.UNREACHABLE
+            message = f'Database "{name}": {errors[0] or "no connection"}. {_remedy(fleet.view, name, reason)}'
+            return Condition(SERVER_REACHABLE, "False", reason, message)
     if seen and all(any(reachable for reachable, _ in answers) for answers in seen.values()):
         return Condition(SERVER_REACHABLE, "True", Reason.REACHABLE)
     own = _server_condition(fleet.view, SERVER_REACHABLE)
@@ -221,20 +242,20 @@ def _deployment_status(view: PoolView) -> Mapping[str, Any]:
     return (view.child("Deployment") or {}).get("status") or {}
 
 
+def _remedy(view: PoolView, database: str, reason: str) -> str:
+    """What to do about a server that cannot be used for that database."""
+    if view.spec is None:
+        return ""
+    _, server = view.spec.server_key(view.owner.namespace, view.owner.name)
+    if reason != Reason.AUTHENTICATION_FAILED:
+        return f'Check the server, and host, port and tls of PgServer "{server}".'
+    forced = [d.credentials_secret_ref for d in view.spec.databases if d.name == database]
+    login = next((reference for reference in forced if reference is not None), view.spec.users[0].secret_ref)
+    return f'Correct Secret "{login.name}", or the role on the server.'
+
+
 def _server_condition(view: PoolView, wanted: str) -> Condition | None:
     for condition in view.server_status.get("conditions") or ():
         if condition.get("type") == wanted:
             return Condition(wanted, condition["status"], condition["reason"], condition.get("message", ""))
     return None
-
-
-_LOGIN_ERRORS = (
-    "password authentication failed",
-    "authentication failed",
-    "no pg_hba.conf entry",
-    "is not permitted to log in",
-)
-
-
-def _refused_login(error: str) -> bool:
-    return any(words in error for words in _LOGIN_ERRORS) or ('role "' in error and "does not exist" in error)

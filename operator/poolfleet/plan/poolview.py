@@ -33,6 +33,7 @@ class PoolView:
     fresh_key: str  # 64 random hex digits, for a pool that has no key yet
     last_config: Body | None = None  # the Secret x-config as it was last seen, if it was deleted
     numbers_moved: float = 0.0  # when the live numbers in status last moved
+    ready_since: float | None = 0.0  # since when pods take clients, as far as this process saw; None: none did
     spec: PgPoolSpec | None = field(init=False)
     spec_error: str = field(init=False)
     server_spec: PgServerSpec | None = field(init=False)

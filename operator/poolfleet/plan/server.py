@@ -7,6 +7,7 @@ from typing import Any
 from poolfleet.api.conditions import BUDGET_SATISFIED, READY, RECONCILING, SERVER_REACHABLE, STALLED, Reason
 from poolfleet.plan import ledger as ledgers
 from poolfleet.plan.budget import Budget, Candidate, Discovery, Limits
+from poolfleet.plan.conditions import refused_login
 from poolfleet.plan.ledger import Entry, Ledger, Rest, World
 from poolfleet.plan.model import Condition, Pod
 from poolfleet.plan.times import seconds, timestamp
@@ -197,7 +198,8 @@ def _reachable(view: ServerView) -> Condition:
         return Condition(SERVER_REACHABLE, "True", Reason.REACHABLE, "Seen by the pods")
     for name, database in seen:
         if database.reachable is False:
-            return Condition(SERVER_REACHABLE, "False", Reason.UNREACHABLE, f'database "{name}": {database.error}')
+            reason = Reason.AUTHENTICATION_FAILED if refused_login(database.error) else Reason.UNREACHABLE
+            return Condition(SERVER_REACHABLE, "False", reason, f'Database "{name}": {database.error}')
     return Condition(SERVER_REACHABLE, "Unknown", Reason.UNKNOWN, "No pod has asked for a connection yet")
 
 

@@ -46,6 +46,7 @@ class Conclusion:
     events: tuple[Event, ...]
     again: float | None  # seconds until the next look, None if events are enough
     numbers_moved: float  # for the next PoolView
+    ready_since: float | None  # likewise
 
 
 def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Conclusion:
@@ -62,6 +63,8 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
             shown, moved = live, view.now
         else:
             again = wait
+    if fleet.unannounced:
+        again = min(again or fleet.unannounced, fleet.unannounced)
     if any(not refusal.invalid for refusal in refusals):
         again = min(again or FORBIDDEN_RETRY_SECONDS, FORBIDDEN_RETRY_SECONDS)
     status: JsonObject = {
@@ -85,7 +88,7 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
             "image": plan.rolled.agent_image,
             "outdated": rollout.outdated(plan.rolled, view.settings),
         }
-    return Conclusion(status, tuple(_news(old, new)), again, moved)
+    return Conclusion(status, tuple(_news(old, new)), again, moved, fleet.ready_since)
 
 
 def _news(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[Event]:

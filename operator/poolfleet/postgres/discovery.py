@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import psycopg
-from psycopg.rows import dict_row
+from typing import TYPE_CHECKING, Any
 
 from poolfleet.plan.budget import DEFAULT_RESERVED, DEFAULT_SUPERUSER_RESERVED, Limits
+
+if TYPE_CHECKING:
+    import psycopg
 
 # The settings that hold connections back. The RDS one exists only there; pg_settings simply has no such row elsewhere.
 _SETTINGS = """
@@ -42,6 +42,10 @@ async def discover(
     *, host: str, port: int, username: str, password: str, sslmode: str, ca_file: str | None, timeout: float = 5.0
 ) -> Reading:
     """Read the limits of the server at `host`:`port` within `timeout` seconds. Raises DiscoveryError."""
+    # Here, for it weighs 10 MiB, and neither a standby nor an operator without any admin Secret ever needs it.
+    import psycopg
+    from psycopg.rows import dict_row
+
     options: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -70,9 +74,11 @@ async def discover(
     return Reading(limits, settings.get("server_version", ""), databases, roles)
 
 
-def _explained(error: psycopg.Error, host: str, port: int) -> DiscoveryError:
-    """The first line of what libpq or PostgreSQL said. It names user and host, never the password."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
+def _explained(error: "psycopg.Error", host: str, port: int) -> DiscoveryError:
+    """What libpq or PostgreSQL said, in one line; it may say the same for each attempt. It names user and host, never
+    the password."""
+    lines = dict.fromkeys(line.strip().removeprefix("connection failed: ") for line in str(error).splitlines())
+    text = " ".join(line for line in lines if line)[:300] or type(error).__name__
     # libpq gives no SQLSTATE for a connection that failed; a server that is full or starting is no refused login.
     refused = (error.sqlstate or "").startswith(("28", "3D", "42")) or any(words in text for words in _REFUSALS)
     return DiscoveryError(f"{host}:{port}: {text}", refused=refused)

@@ -1,0 +1,504 @@
+"""Bad input gets a clear answer and nothing is lost.
+
+What the schema can refuse the API server refuses, in a sentence. The rest is named in conditions and events, with the
+thing and the remedy; the last good fleet serves on meanwhile. No answer holds a secret.
+"""
+
+import base64
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from poolfleet.api import names
+from tests.e2e import kit
+
+REPLICAS = 2
+BUDGET = 20 - 3  # maxConnections less superuser_reserved_connections
+MARK = "marked" + secrets.token_hex(8)  # in every password that is made here, so that one can look for it
+
+Report = Callable[[str], None]
+
+
+# -- what the API server refuses -----------------------------------------------------------------------------------------
+
+SERVER = {"host": "db.data.svc", "maxConnections": 100}
+GOOD: kit.Manifest = {"server": SERVER, "databases": [{"name": "shop"}], "users": [{"secretRef": {"name": "app"}}]}
+
+REFUSED: dict[str, tuple[kit.Manifest, str]] = {
+    "neither server nor serverRef": ({"server": None}, "set exactly one of server"),
+    "both server and serverRef": ({"serverRef": {"name": "main"}}, "set exactly one of server"),
+    "no limit, and nobody to ask for it": (
+        {"server": {"host": "db"}},
+        "set maxConnections to the server's max_connections, or adminSecretRef",
+    ),
+    "two hosts": ({"server": {**SERVER, "host": "a,b"}}, "must be one DNS name or IP address"),
+    "a port that is none": ({"server": {**SERVER, "port": 99999}}, "less than or equal to 65535"),
+    "headroom in words": ({"server": {**SERVER, "headroom": "some"}}, 'a number of connections (0 or more) or a perc'),
+    "no database": ({"databases": []}, "should have at least 1 items"),
+    "a database with PgBouncer's own name": ({"databases": [{"name": "pgbouncer"}]}, "PgBouncer's own console"),
+    "all databases": ({"databases": [{"name": "*"}]}, "it would have no limit"),
+    "a database twice": ({"databases": [{"name": "shop"}, {"name": "shop"}]}, "Duplicate value"),
+    "a line break in a name": (
+        {"databases": [{"name": "shop\n%include /etc/passwd"}]},
+        "must not hold control characters (line breaks, tabs, NUL)",
+    ),
+    "no user": ({"users": []}, "should have at least 1 items"),
+    "an unknown mode": ({"poolMode": "turbo"}, 'supported values: "transaction", "session", "statement"'),
+    "fewer than no pods": ({"replicas": -1}, "greater than or equal to 0"),
+    "a line break in a parameter": ({"pgbouncer": {"parameters": {"verbose": "0\n%include x"}}}, "verbose"),
+    "a parameter that is no name": (
+        {"pgbouncer": {"parameters": {"verbose = 1\nx": 0}}},
+        "names must be PgBouncer settings: lower case letters, digits and _ only",
+    ),
+    "a field with a slip of the pen": ({"replica": 3}, 'unknown field "spec.replica"'),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_api_server_refuses_it_in_a_sentence(kubectl: kit.Kubectl, namespace: str, what: str) -> None:
+    change, sentence = REFUSED[what]
+    assert sentence in refusal(kubectl, namespace, {**GOOD, **change})
+
+
+@pytest.mark.parametrize("name", ["9shop", "s" * 53])
+def test_the_api_server_refuses_a_name_that_no_service_can_have(
+    kubectl: kit.Kubectl, namespace: str, name: str
+) -> None:
+    assert "metadata.name must" in refusal(kubectl, namespace, GOOD, name)
+
+
+def test_the_api_server_takes_the_pool_that_all_these_are_made_from(kubectl: kit.Kubectl, namespace: str) -> None:
+    with pytest.raises(AssertionError, match="was not refused"):
+        refusal(kubectl, namespace, GOOD)
+
+
+def refusal(kubectl: kit.Kubectl, namespace: str, spec: kit.Manifest, name: str = "shop") -> str:
+    """What a user reads who applies a PgPool with this spec; nothing is stored."""
+    metadata = {"name": name, "namespace": namespace}
+    manifest = {"apiVersion": names.API_VERSION, "kind": names.POOL_KIND, "metadata": metadata, "spec": spec}
+    try:
+        said = kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
+    except kit.KubectlError as error:
+        return str(error)
+    raise AssertionError(f"it was not refused: {said}")
+
+
+# -- a pool that serves, edited into everything that is wrong ------------------------------------------------------------
+
+
+@dataclass
+class Shop:
+    """A pool of two pods, and clients beside it that connect for every query as long as the pool is there."""
+
+    pool: kit.Pool
+    target: kit.Target
+    good: kit.Manifest  # its spec
+    running: kit.Running | None = None
+    pods: dict[str, str] = field(default_factory=dict)  # UIDs by name
+
+    def edit(self, **fields: Any) -> None:
+        """Apply the good spec with these fields instead of its own."""
+        self.pool.apply({**self.good, **fields})
+
+    def mend(self) -> None:
+        """Apply the good spec again, and wait until that is what is in force."""
+        self.edit()
+        for condition, status, reason in (
+            ("Stalled", "False", "AsWished"),
+            ("CredentialsCurrent", "True", "Loaded"),
+            ("Reconciling", "False", "AsWished"),
+            ("Ready", "True", "Serving"),
+        ):
+            self.pool.condition(condition, status, reason)
+
+    def nobody_noticed(self) -> None:
+        """The same pods, and not one failed query so far."""
+        assert self.pool.uids() == self.pods
+        assert self.running is not None
+        assert [line for line in self.running.lines() if "error" in line] == []
+
+
+@pytest.fixture(scope="module")
+def shop(kubectl: kit.Kubectl, namespace: str, target: kit.Target) -> Shop:
+    """The pool that serves."""
+    pool = kit.Pool(kubectl, namespace, "shop")
+    good = target.spec(replicas=REPLICAS, server={"host": target.login.host, "maxConnections": BUDGET + 3, "headroom": 0})
+    pool.apply(good)
+    pool.ready()
+    kit.await_until(lambda: len([p for p in pool.pods() if is_ready(p)]) == REPLICAS, 30, "both pods ready")
+    return Shop(pool, target, good, pods=pool.uids())
+
+
+@pytest.fixture(scope="module")
+def served(shop: Shop, clients: kit.Clients) -> Iterator[Shop]:
+    """The same, with the clients beside it: whatever is done to the pool, none of them may notice."""
+    load = ("--until-eof", "--clients", "4", "--interval-ms", "100", "--timeout", "10")
+    shop.running = clients.start("steady", shop.target.through(shop.pool), *load)
+    kit.await_until(shop.running.lines, 20, "a first answer through the pool")
+    yield shop
+    shop.running.stop()
+
+
+def is_ready(pod: kit.Manifest) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions") or ())
+
+
+def secret(namespace: str, name: str, **data: bytes) -> kit.Manifest:
+    """A watched Secret with just these keys, byte for byte."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, "labels": {names.LABEL_WATCH: "true"}},
+        "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
+    }
+
+
+def user(name: str, **more: str) -> kit.Manifest:
+    """An item of spec.users."""
+    return {"secretRef": {"name": name, **more}}
+
+
+APP = user("app")
+BROKEN = {  # Secrets that PgBouncer's files cannot carry
+    "line-break": {"username": b"guest", "password": f"{MARK}\n%include /etc/passwd".encode()},
+    "echoed": {"username": b"guest", "password": f"{MARK}\n".encode()},
+    "nul": {"username": b"guest", "password": f"{MARK}\0".encode()},
+    "no-text": {"username": b"guest", "password": MARK.encode() + b"\xff\xfe"},
+    "empty": {"username": b"guest", "password": b""},
+    "hash": {"username": b"guest", "password": b"md5" + b"0123456789abcdef" * 2},
+    "admin-console": {"username": b"pgbouncer", "password": MARK.encode()},
+    "no-certificate": {"ca.crt": MARK.encode()},
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit that leaves the pool stalled, and what it is told."""
+
+    fields: kit.Manifest
+    reason: str
+    words: tuple[str, ...]  # the thing and the remedy
+
+
+def of_users(*users: kit.Manifest) -> kit.Manifest:
+    return {"users": [APP, *users]}
+
+
+def of_parameter(name: str, value: int | str) -> kit.Manifest:
+    return {"pgbouncer": {"parameters": {name: value}}}
+
+
+EDITS: dict[str, Edit] = {
+    "a Secret that is not there": Edit(
+        of_users(user("nobody")),
+        "SecretNotFound",
+        ('Secret "nobody" (users[1].secretRef) does not exist', "Create it."),
+    ),
+    "a key that is not there": Edit(
+        of_users(user("app", passwordKey="pass")),
+        "SecretKeyNotFound",
+        ('Secret "app" has no key "pass"', "it has: password, username", "Set users[1].secretRef.passwordKey or add"),
+    ),
+    "a user twice": Edit(of_users(APP), "InvalidSpec", ("users[1]", "of an earlier user; remove one of them")),
+    "a line break in a password": Edit(
+        of_users(user("line-break")), "InvalidCredentials", ('Secret "line-break"', "line feed", "Write it anew.")
+    ),
+    "a password that somebody echoed": Edit(
+        of_users(user("echoed")), "InvalidCredentials", ('Secret "echoed"', "`echo` ends its output", "use printf")
+    ),
+    "NUL in a password": Edit(of_users(user("nul")), "InvalidCredentials", ('Secret "nul"', "NUL", "Write it anew.")),
+    "bytes for a password": Edit(
+        of_users(user("no-text")), "InvalidCredentials", ('Key "password" of Secret "no-text" is not UTF-8',)
+    ),
+    "no password": Edit(of_users(user("empty")), "InvalidCredentials", ('Secret "empty"', "is empty")),
+    "a hash for a password": Edit(
+        of_users(user("hash")), "InvalidCredentials", ('Secret "hash"', "PgBouncer needs the password itself")
+    ),
+    "a user with PgBouncer's own name": Edit(
+        of_users(user("admin-console")), "InvalidCredentials", ('Secret "admin-console"', "admin console's")
+    ),
+    "a CA that is none": Edit(
+        {"server": {"host": "postgres.demo.svc", "maxConnections": BUDGET + 3, "headroom": 0,
+                    "tls": {"caSecretRef": {"name": "no-certificate"}}}},
+        "InvalidCredentials",
+        ('Key "ca.crt" of Secret "no-certificate" holds no certificate in PEM', "Write it anew."),
+    ),
+    "a parameter that decides connections": Edit(
+        of_parameter("max_db_connections", 1000),
+        "ParameterNotAllowed",
+        ('Parameter "max_db_connections" is not allowed', "the PgServer's maxConnections and headroom"),
+    ),
+    "a parameter that nobody knows": Edit(
+        of_parameter("query_wait_timout", 5),
+        "ParameterNotAllowed",
+        ('Parameter "query_wait_timout"', 'Did you mean "query_wait_timeout"?'),
+    ),
+    "a parameter with a value that is none": Edit(
+        of_parameter("query_wait_timeout", "soon"),
+        "ParameterNotAllowed",
+        ('Parameter "query_wait_timeout" must be seconds from 0',),
+    ),
+    "more replicas than connections": Edit(
+        {"replicas": 40},
+        "BudgetTooSmall",
+        ("40 replicas x 1 databases + 1 in reserve", f'of PgServer "shop" is {BUDGET}', "Set replicas to 16 or less"),
+    ),
+    "a template of another shape": Edit(
+        {"template": {"spec": {"containers": "none"}}}, "InvalidTemplate", ("spec.template", "spec.containers")
+    ),
+    "a template that no pod can have": Edit(
+        {"template": {"spec": {"containers": [{"name": "beside"}]}}},
+        "InvalidTemplate",
+        ('The API server refuses Deployment "shop"', "image"),
+    ),
+}
+
+
+class TestAPoolThatServes:
+    """Each fault comes and goes; the pods and their clients live through all of them."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def broken_secrets(self, kubectl: kit.Kubectl, namespace: str) -> None:
+        kubectl.apply(*(secret(namespace, name, **data) for name, data in BROKEN.items()))
+
+    @pytest.mark.parametrize("what", EDITS)
+    def test_is_told_and_serves_on(self, served: Shop, what: str) -> None:
+        edit, pool = EDITS[what], served.pool
+        served.edit(**edit.fields)
+
+        told = pool.condition("Stalled", "True", edit.reason)
+        assert all(words in told for words in edit.words), told
+        assert pool.condition("Ready", "True", "Serving").endswith(f"The last good fleet keeps serving: {told}")
+        await_warning(pool, edit.reason, told)
+        served.nobody_noticed()
+        served.mend()
+
+    def test_a_budget_below_one_connection_for_each_pod_and_one_in_reserve(self, served: Shop) -> None:
+        server = {**served.good["server"], "maxConnections": 5}
+        served.edit(server=server)
+        told = served.pool.condition("Stalled", "True", "BudgetTooSmall")
+        assert "2 replicas x 1 databases + 1 in reserve for a rollout = 3 connections at least" in told
+        assert 'the budget of PgServer "shop" is 2.' in told and "raise the budget (maxConnections, headroom)" in told
+        assert served.pool.condition("BudgetSatisfied", "False", "BudgetTooSmall") == told
+        kit.await_until(lambda: [1, 1] == [*loaded(served.pool)], 20, "each pod within the budget of today")
+        served.nobody_noticed()
+        served.mend()
+        kit.await_until(lambda: sum(loaded(served.pool)) == BUDGET - 1, 20, "each pod with its share again")
+
+    def test_a_server_login_that_postgresql_refuses(self, kubectl: kit.Kubectl, served: Shop) -> None:
+        kubectl.apply(kit.basic_auth(served.pool.namespace, "desk-role", served.target.login.user, f"{MARK} wrong"))
+        desk = {"name": "desk", "serverDatabase": served.target.login.database}
+        served.edit(databases=[*served.good["databases"], {**desk, "credentialsSecretRef": {"name": "desk-role"}}])
+
+        told = served.pool.condition("ServerReachable", "False", "AuthenticationFailed")
+        assert 'Database "desk"' in told and "password authentication failed" in told and '"desk-role"' in told
+        assert served.pool.condition("Ready", "False", "AuthenticationFailed") == told
+        await_warning(served.pool, "AuthenticationFailed", told)
+        served.nobody_noticed()  # whoever asks for the other database is served
+        served.mend()
+
+    def test_an_admin_who_is_refused_or_has_no_secret(self, kubectl: kit.Kubectl, served: Shop) -> None:
+        kubectl.apply(kit.basic_auth(served.pool.namespace, "wrong-admin", "poolfleet_admin", f"{MARK} wrong"))
+        server = kit.Pool(kubectl, served.pool.namespace, "shop")
+        for admin, reason, words in (
+            ("wrong-admin", "AuthenticationFailed", "password authentication failed"),
+            ("no-admin", "SecretNotFound", "does not exist"),
+        ):
+            served.edit(server={**served.good["server"], "adminSecretRef": {"name": admin}})
+            told = await_server_condition(server, "Ready", "False", reason)
+            assert f'Secret "{admin}"' in told and words in told
+            await_warning(server, reason, told, kind=names.SERVER_KIND)
+            served.nobody_noticed()
+        served.mend()
+
+    def test_hostile_but_possible_strings_stay_in_their_place(
+        self, kubectl: kit.Kubectl, postgres: kit.Postgres, clients: kit.Clients, served: Shop
+    ) -> None:
+        hostile = kit.Login("", 0, HOSTILE_ROLE, HOSTILE_PASSWORD, HOSTILE_DATABASE)
+        postgres.sql(
+            f"DROP ROLE IF EXISTS {kit.ident(hostile.user)};"
+            f"CREATE ROLE {kit.ident(hostile.user)} LOGIN PASSWORD {kit.quoted(hostile.password)}"
+        )
+        kubectl.apply(kit.basic_auth(served.pool.namespace, "hostile", hostile.user, hostile.password))
+        database = {"name": hostile.database, "serverDatabase": served.target.login.database}
+        served.edit(users=[APP, user("hostile")], databases=[*served.good["databases"], database])
+
+        everywhere = [option for ip in served.pool.ips().values() for option in ("--host", ip)]
+        first = replace(hostile, host=everywhere[1], port=names.PGBOUNCER_PORT)
+        assert len(clients.run("login", first, *everywhere[2:], "--timeout", "20")) == REPLICAS
+        served.nobody_noticed()
+        served.mend()
+        postgres.sql(f"DROP ROLE {kit.ident(hostile.user)}")
+
+    def test_nobody_noticed_anything(self, served: Shop, report: Report) -> None:
+        served.nobody_noticed()
+        assert served.running is not None
+        summary = served.running.stop()[-1]["summary"]
+        report(
+            f"{len(EDITS) + 4} bad inputs in {summary['seconds']:.0f} s: {summary['failed']} of {summary['queries']} "
+            f"queries failed, longest time without an answer {summary['longest_gap_s']:.1f} s"
+        )
+        assert summary["failed"] == 0
+        assert summary["longest_gap_s"] < 3
+
+
+HOSTILE_ROLE = "e2e \"o'neil\"; %include /etc/passwd #\\"
+HOSTILE_PASSWORD = f"'{MARK}\" host=evil ;\\ %include \"x\" '' \"\""
+HOSTILE_DATABASE = '* = host=evil "shop" ;%include x'
+
+
+# -- a server that does not answer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["a host that does not exist", "a port where nobody listens"])
+def test_a_server_that_cannot_be_reached_is_named_and_served_again_once_it_can(
+    kubectl: kit.Kubectl, postgres: kit.Postgres, shop: Shop, where: str
+) -> None:
+    ip = kubectl.get_json("-n", postgres.namespace, "pod", "postgres-0")["status"]["podIP"]
+    nowhere = {"host": "db.nowhere.example"} if "host" in where else {"host": ip, "port": 5433}
+    shop.edit(server={**shop.good["server"], **nowhere})
+
+    told = shop.pool.condition("ServerReachable", "False", "Unreachable", timeout=30)
+    assert nowhere["host"] in told, told
+    assert shop.pool.condition("Ready", "False", "Unreachable") == told
+    await_warning(shop.pool, "Unreachable", told)
+    shop.mend()
+    assert postgres.psql(shop.target.through(shop.pool), "SELECT 1") == "1"
+    assert shop.pool.uids() == shop.pods
+
+
+# -- pools that cannot begin ---------------------------------------------------------------------------------------------
+
+BEGINNINGS: dict[str, tuple[kit.Manifest, str, tuple[str, ...]]] = {
+    "a PgServer that another pool has": (
+        {"serverRef": {"name": "shop"}},
+        "ServerInUse",
+        ('PgServer "shop" serves PgPool', "which is older", "Add the databases there, or use another PgServer."),
+    ),
+    "a PgServer that does not exist": (
+        {"serverRef": {"name": "main"}},
+        "ServerNotFound",
+        ('PgServer "main" does not exist in namespace', "Create it."),
+    ),
+    "a PgServer of another namespace": (
+        {"serverRef": {"name": "shop", "namespace": "demo"}},
+        "NamespaceNotAllowed",
+        ('PgServer "shop" is in namespace "demo"', "Make the PgPool there."),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BEGINNINGS)
+def test_a_pool_that_cannot_have_its_server_is_told_so(
+    kubectl: kit.Kubectl, postgres: kit.Postgres, shop: Shop, what: str
+) -> None:
+    fields, reason, words = BEGINNINGS[what]
+    late = kit.Pool(kubectl, shop.pool.namespace, "late")
+    late.apply({**GOOD, "server": None, **fields})
+    told = late.condition("Stalled", "True", reason)
+    assert all(each in told for each in words), told
+    assert late.condition("Ready", "False", reason) == told
+    await_warning(late, reason, told)
+    assert late.children() == set()
+    late.delete()
+    # the older pool has lost nothing
+    assert shop.pool.condition("Ready", "True", "Serving") and sum(loaded(shop.pool)) == BUDGET - 1
+    assert postgres.psql(shop.target.through(shop.pool), "SELECT 1") == "1"
+
+
+def test_one_fault_after_the_other_is_named_until_the_pool_is_ready(
+    kubectl: kit.Kubectl, postgres: kit.Postgres, target: kit.Target, namespace: str
+) -> None:
+    pool = kit.Pool(kubectl, namespace, "late")
+    admin = kubectl.secret(namespace, target.ADMIN_SECRET)
+
+    def says(reason: str, *words: str, condition: str = "Ready", timeout: float = 20) -> None:
+        told = pool.condition(condition, "False", reason, timeout)
+        assert all(each in told for each in words), told
+        await_warning(pool, reason, told)
+
+    server = {"host": "postgres.nowhere.svc", "adminSecretRef": {"name": "late-admin"}, "headroom": 90}
+    pool.apply(target.spec(replicas=1, server=server, users=[user("late")]))
+    says("SecretNotFound", 'Secret "late" (users[0].secretRef) does not exist', "Create it.")
+
+    kubectl.apply(secret(namespace, "late", username=target.login.user.encode(), pasword=b"" + MARK.encode()))
+    says("SecretKeyNotFound", 'Secret "late" has no key "password"; it has: pasword, username')
+
+    kubectl.apply(kit.basic_auth(namespace, "late-user", target.login.user, f"{MARK} wrong"))
+    pool.patch(users=[user("late-user")])
+    says("SecretNotFound", 'Secret "late-admin" (adminSecretRef) does not exist')
+
+    kubectl.apply(kit.basic_auth(namespace, "late-admin", admin["username"], f"{MARK} wrong"))
+    says("Unreachable", "postgres.nowhere.svc:5432", condition="ServerReachable")
+
+    pool.patch(server={"host": target.login.host})
+    says("AuthenticationFailed", 'Secret "late-admin"', "password authentication failed", condition="ServerReachable")
+
+    kubectl.apply(kit.basic_auth(namespace, "late-admin", admin["username"], admin["password"]))
+    says("AuthenticationFailed", "password authentication failed", '"late-user"', timeout=40)
+    assert [is_ready(pod) for pod in pool.pods()] == [True]  # clients wait in the queue; they are not turned away
+
+    kubectl.apply(kit.basic_auth(namespace, "late-user", target.login.user, target.login.password))
+    pool.ready(timeout=40)
+    assert postgres.psql(target.through(pool), "SELECT 1") == "1"
+    pool.delete()
+
+
+# -- nothing that was said holds a secret --------------------------------------------------------------------------------
+
+
+def test_no_answer_holds_a_secret(kubectl: kit.Kubectl, target: kit.Target, shop: Shop) -> None:
+    everything = {
+        "objects and events": ("-n", shop.pool.namespace, "get", "all,pgpools,pgservers,events,networkpolicies", "-o", "json"),
+        "describe": ("-n", shop.pool.namespace, "describe", "pgpools,pgservers,deployments,pods"),
+        "logs of the pods": (
+            "-n", shop.pool.namespace, "logs", "-l", names.LABEL_POOL, "--all-containers", "--tail=-1",
+        ),
+        "logs of the operator": (*OPERATOR, "logs", "-l", "app.kubernetes.io/component=operator", "--tail=-1"),
+    }  # fmt: skip
+    admin = kubectl.secret(shop.pool.namespace, target.ADMIN_SECRET)["password"]
+    key = kubectl.secret(shop.pool.namespace, names.config_secret("shop"))[names.KEY_FILE]
+    for what, command in everything.items():
+        text = kubectl.run(*command)
+        assert "shop" in text, f"there is nothing in: {what}"
+        leaks = [each for each in (MARK, target.login.password, admin, key) if each in text]
+        assert not leaks, f"{what}: {[line for line in text.splitlines() if leaks[0] in line][:3]}"
+
+
+OPERATOR = ("-n", kit.SYSTEM_NAMESPACE)
+
+
+# -- helpers -------------------------------------------------------------------------------------------------------------
+
+
+def loaded(pool: kit.Pool) -> list[int]:
+    """The limits that the pods have loaded, in connections, of all databases."""
+    return [limit for databases in pool.loaded().values() for _, limit in databases.values()]
+
+
+def await_server_condition(server: kit.Pool, type: str, status: str, reason: str) -> str:
+    """Wait until the PgServer's condition says this of its newest spec; its message."""
+
+    def holds() -> str | None:
+        body = server.kubectl.get_json("-n", server.namespace, "pgserver", server.name)
+        for c in (body.get("status") or {}).get("conditions") or ():
+            if (c["type"], c["status"], c["reason"]) == (type, status, reason):
+                return str(c["message"])
+        return None
+
+    return kit.await_until(holds, 20, f"PgServer {server.name}: {type}={status} with reason {reason}") or ""
+
+
+def await_warning(pool: kit.Pool, reason: str, message: str, kind: str = names.POOL_KIND) -> None:
+    """Wait for the Warning with this message that `kubectl describe` shows."""
+
+    def there() -> bool:
+        about = f"involvedObject.kind={kind},involvedObject.name={pool.name},reason={reason},type=Warning"
+        events = pool.kubectl.get_json("-n", pool.namespace, "events", f"--field-selector={about}")["items"]
+        return any(event["message"] == message for event in events)
+
+    kit.await_until(there, 10, f"an event {reason}: {message}")
