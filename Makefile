@@ -56,7 +56,7 @@ e2e: cluster ## Tests on the kind cluster
 	@$(PYTEST) -q tests/e2e -m "not soak"
 
 bench: cluster ## Throughput, memory and latency figures, printed side by side
-	@$(VENV)/python -m bench
+	@$(VENV)/python -m bench.run $(ARGS)
 
 soak: cluster ## Tests that run for long
 	@HYPOTHESIS_PROFILE=soak $(PYTEST) -q tests -m soak

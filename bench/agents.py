@@ -22,8 +22,8 @@ def measure(ground: Ground, seconds: int) -> list[Figure]:
     """Memory of the agents of all pools that are there; CPU of one, at rest and with 500 clients, `seconds` each."""
     kubectl = ground.kubectl
     where = ("-A", "pods", "-l", names.LABEL_POOL, "--field-selector=status.phase=Running")
-    pods = [(p["metadata"]["namespace"], p["metadata"]["name"]) for p in kubectl.get_json(*where)["items"]]
-    rest = [proc.memory(_read(kubectl, namespace, pod, "status"))["VmRSS"] for namespace, pod in pods]
+    pods = [p["metadata"] for p in kubectl.get_json(*where)["items"] if "deletionTimestamp" not in p["metadata"]]
+    rest = [proc.memory(_read(kubectl, pod["namespace"], pod["name"], "status"))["VmRSS"] for pod in pods]
     idle = _cpu(ground, seconds)
     kubectl.exec(NAMESPACE, PGBENCH, "sh", "-c", "cat >/tmp/pauses.sql", stdin=PAUSES)
     with ThreadPoolExecutor(1) as executor:

@@ -27,14 +27,13 @@ NAMESPACE = "bench-fleet"
 POOLS = 100
 GOAL_MIB = 100
 GOAL_CPU = 1.0  # percent of a core
-REST = 60  # seconds
 QUIET = 5.0  # seconds without a write of the operator, after which it is at rest
 EDIT_PAUSE = 0.1  # seconds between two edits: one edit, not a storm
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The operator over REST seconds."""
+    """The operator over some seconds at rest."""
 
     pools: int
     rss: float  # MiB, of the leader
@@ -167,6 +166,7 @@ def measure(kubectl: kit.Kubectl, seconds: int, edits: int) -> list[Figure]:
         print(f"    {many}", flush=True)
         times = asyncio.run(_edits([manifest["metadata"]["name"] for manifest in made[:edits]]))
     finally:
+        print("    cleaning up", flush=True)
         kubectl.run("-n", NAMESPACE, "delete", names.POOL_PLURAL, "--all", "--timeout=120s", timeout=130)
         kubectl.delete_namespace(NAMESPACE)
     figures = [figure for reading in (few, many) for figure in _resting(reading, seconds)]
@@ -197,8 +197,8 @@ def _resting(reading: Reading, seconds: int) -> list[Figure]:
             f"{reading.cpu:.2f} % of a core",
             f"<= {GOAL_CPU:g} %",
             reading.cpu <= GOAL_CPU,
-            f"the leader over {seconds} s, with probes, Lease and lists; {reading.looks} reconciliations, {reading.writes} "
-            "writes",
+            f"the leader over {seconds} s, with probes, Lease and lists; {reading.looks} reconciliations, "
+            f"{reading.writes} writes",
         ),
     ]
 

@@ -22,7 +22,7 @@ def measure(kubectl: kit.Kubectl, rest: int, busy: int) -> list[Figure]:
         command = ("python3", "-c", PROGRAM.read_text(), *options)
         result = json.loads(kubectl.exec(NAMESPACE, clients.POD, *command, timeout=rest + busy + 60))
     finally:
-        kubectl.delete_namespace(NAMESPACE)
+        kubectl.run("delete", "namespace", NAMESPACE, "--wait=false")
     return [
         Figure(
             f"polling {AGENTS} agents at rest",

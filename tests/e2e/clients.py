@@ -44,7 +44,7 @@ class Running:
         return self.wait(timeout)
 
     def _hang_up(self) -> None:
-        if self._process.stdin is not None:
+        if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):  # it has ended already; its exit code says how
                 # a line more, which nobody reads: kubectl sends the end within 60 s of the last byte, or never
                 self._process.stdin.write("\n")

@@ -1,7 +1,12 @@
 """From `kubectl apply` to an answer: grants as PgBouncer has loaded them, 500 clients at once, modes, roles, TLS."""
 
+import itertools
 import json
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -102,6 +107,15 @@ def several(kubectl: kit.Kubectl, target: kit.Target, guest: kit.Login, namespac
     return pool
 
 
+@pytest.fixture(scope="module")
+def steady(pool: kit.Pool, target: kit.Target, clients: kit.Clients) -> Iterator["Steady"]:
+    """Clients that connect for every query, beside all that follows; it ends when the last test has looked at it."""
+    load = ("--clients", "8", "--query-ms", "200", "--interval-ms", "200", "--until-eof")
+    with Changes(pool, "pgpool") as of_pool, Changes(pool, "pgserver") as of_server:
+        yield Steady(clients.start("steady", target.through(pool), *load), of_pool, of_server)
+
+
+@pytest.mark.usefixtures("steady")
 class TestSeveralDatabasesAndUsers:
     def test_the_pgserver_is_shared_out_over_databases_and_pods(self, kubectl: kit.Kubectl, several: kit.Pool) -> None:
         loaded = await_grants(kubectl, several, server="main")
@@ -120,7 +134,7 @@ class TestSeveralDatabasesAndUsers:
         assert who(client, "shop") == client.user
         assert who(client, "reports") == REPORTING
         assert who(guest, "reports") == REPORTING
-        with pytest.raises(kit.KubectlError, match="guest"):
+        with pytest.raises(kit.KubectlError, match=r'FATAL: .* "guest"'):
             who(guest, "shop")  # PostgreSQL knows no such role
 
     def test_transaction_and_session_mode_stand_side_by_side(
@@ -128,7 +142,7 @@ class TestSeveralDatabasesAndUsers:
     ) -> None:
         for pod, ip in several.ips().items():
             modes = {row["name"]: row["pool_mode"] for row in several.show_on(pod, "DATABASES")}
-            assert (modes["shop"], modes["shop_session"]) == (None, "session") or modes["shop"] == "transaction"
+            assert (modes["shop"], modes["shop_session"]) == ("transaction", "session")
             one_pod = target.through(several, host=ip)
             shared = backends_of_two_idle_clients(clients, one_pod, "shop")
             own = backends_of_two_idle_clients(clients, one_pod, "shop_session")
@@ -138,7 +152,7 @@ class TestSeveralDatabasesAndUsers:
 class TestServerTls:
     """The demo's PostgreSQL offers TLS with a certificate of its own; these pools insist on it."""
 
-    def test_the_server_is_verified_and_a_wrong_ca_is_named(
+    def test_the_server_is_verified_and_one_of_another_ca_is_refused(
         self, kubectl: kit.Kubectl, postgres: kit.Postgres, target: kit.Target, namespace: str
     ) -> None:
         pool = kit.Pool(kubectl, namespace, "secure")
@@ -152,12 +166,29 @@ class TestServerTls:
         kubectl.apply(ca_secret(namespace, ca_of_somebody_else))
         verify = {"mode": "verify-full", "caSecretRef": {"name": "server-ca", "key": "ca.crt"}}
         pool.patch(server={**server, "tls": verify})
-        pool.condition("ServerReachable", "False", "Unreachable")
+        assert target.login.host in pool.condition("ServerReachable", "False", "Unreachable")
 
         kubectl.apply(ca_secret(namespace, postgres_ca(postgres)))
         pool.condition("ServerReachable", "True", "Reachable", timeout=40)
         assert uses_tls(postgres, target.through(pool)) == "t"
         assert pool.uids() == pods  # all of it by reloading
+
+
+class TestSteadyClients:
+    """They have queried the first pool all the time that the other pools were tested."""
+
+    def test_they_are_worth_one_status_write_in_15_seconds(self, steady: "Steady", report: Report) -> None:
+        kit.await_until(lambda: len(steady.pool_changes.times) >= 2, 40, "clients active, in the status, move twice")
+        lines = steady.clients.stop()
+        summary = lines[-1]["summary"]
+        for what, changes in (("PgPool", steady.pool_changes), ("PgServer", steady.server_changes)):
+            seconds, times = summary["seconds"], changes.times
+            report(
+                f"steady clients, {summary['queries']} queries in {seconds:.0f} s: {len(times)} writes of the {what}"
+            )
+            assert len(times) <= seconds / 15 + 1
+            assert all(later - earlier >= 14 for earlier, later in itertools.pairwise(times))
+        assert summary["failed"] == 0, lines[:5]
 
 
 def await_grants(kubectl: kit.Kubectl, pool: kit.Pool, server: str = "") -> dict[str, dict[str, tuple[int, int]]]:
@@ -219,3 +250,44 @@ def ca_secret(namespace: str, certificate: str) -> kit.Manifest:
         "metadata": {"name": "server-ca", "namespace": namespace, "labels": {names.LABEL_WATCH: "true"}},
         "stringData": {"ca.crt": certificate},
     }
+
+
+@dataclass(frozen=True)
+class Steady:
+    """Clients that query all the time, and what the status makes of them."""
+
+    clients: kit.Running
+    pool_changes: "Changes"
+    server_changes: "Changes"
+
+
+class Changes:
+    """When an object of the pool's name has changed, as a watch shows it."""
+
+    def __init__(self, pool: kit.Pool, kind: str) -> None:
+        version = ("-o", "jsonpath={.metadata.resourceVersion}{'\\n'}")
+        self._watch = pool.kubectl.popen(
+            "-n", pool.namespace, "get", kind, pool.name, "--watch", *version, stdout=subprocess.PIPE
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._lines: list[float] = []
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds since the epoch of each change; the first line of a watch is how it was."""
+        return self._lines[1:]
+
+    def __enter__(self) -> "Changes":
+        self._thread.start()
+        kit.await_until(lambda: self._lines, 20, "a watch")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.kill()
+        self._thread.join(10)
+
+    def _read(self) -> None:
+        assert self._watch.stdout is not None
+        with self._watch:
+            for _ in self._watch.stdout:
+                self._lines.append(time.time())

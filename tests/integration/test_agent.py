@@ -366,6 +366,26 @@ def test_drain_waits_for_the_clients(one: Pod) -> None:
     assert answers[0][0] - left < 3
 
 
+def test_drain_goes_on_while_new_clients_still_come(one: Pod) -> None:
+    one.up(shop=4)
+    answered = threading.Event()
+
+    def drain() -> None:
+        one.get("/drain", {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)})
+        answered.set()
+
+    hook = threading.Thread(target=drain)
+    hook.start()
+    wait_until("draining", lambda: one.state().draining)
+    deadline = time.monotonic() + 2.5  # the propagation takes 0.5 s here
+    while time.monotonic() < deadline:
+        with one.client() as connection:
+            connection.execute("SELECT 1")
+        assert not answered.wait(0.3)  # nobody is there most of the time
+    assert answered.wait(3)
+    hook.join()
+
+
 def test_drain_ends_when_the_time_is_over(one: Pod) -> None:
     one.agent.env["POOLFLEET_DRAIN_SECONDS"] = "1"
     one.up(shop=4)
@@ -408,6 +428,14 @@ def test_an_unreachable_server_and_a_wrong_password_are_told_apart(one: Pod) -> 
 
 def test_the_client_s_own_login_is_probed_where_no_role_is_forced(one: Pod) -> None:
     one.configure(one.config(lines=[one.line(user=None, password=None)], users={"nobody": "x", "shop": "shop"}))
+    one.up(shop=2)
+    wait_until("probed", lambda: one.state().databases["shop"].reachable is True)
+
+
+def test_a_removed_user_is_not_tried_at_the_server(one: Pod) -> None:
+    # as many users are tried as there would be with him, one less without
+    users = {"gone": wire.tombstone(one.key, "gone"), "nobody": "x", "nobody else": "x", "shop": "shop"}
+    one.configure(one.config(lines=[one.line(user=None, password=None)], users=users))
     one.up(shop=2)
     wait_until("probed", lambda: one.state().databases["shop"].reachable is True)
 

@@ -240,6 +240,15 @@ async def test_a_login_that_never_works_ends_with_the_last_refusal(capsys: pytes
     assert TOO_MANY[1] in str(line["error"])
 
 
+async def test_a_login_announces_the_first_refusal_of_each_host(capsys: pytest.CaptureFixture[str]) -> None:
+    async with standing_in(StandIn(room=0)) as where:
+        options = [*where, "--host", "localhost", "--timeout", "0.2", "--announce"]
+        assert not await login.login(login.parse(options))
+    refusals = [line for line in json_lines(capsys) if "refused" in line]
+    assert {line["host"] for line in refusals} == {"127.0.0.1", "localhost"}
+    assert len(refusals) == 2 and all(TOO_MANY[1] in str(line["refused"]) for line in refusals)
+
+
 def test_a_sampler_sums_up() -> None:
     assert sampler.summary([3, 9, 4, 4], 0.4) == {"samples": 4, "max": 9, "median": 4, "seconds": 0.4}
     assert sampler.summary([], 0.0)["max"] is None

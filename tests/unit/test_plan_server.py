@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
+
+from poolfleet.api.wire import AgentState, DatabaseState
 from poolfleet.plan import server
 from poolfleet.plan.budget import Candidate, Discovery, Limits, compute
 from poolfleet.plan.ledger import Entry, Ledger, Rest, World
-from poolfleet.plan.model import Condition
+from poolfleet.plan.model import Condition, Pod
 from poolfleet.plan.server import Problem, ServerView
 
 ENTRY = Entry("p1", "shop-1", "ns/shop", "a", 12, 7, 41, 1000.25, 1001.5)
@@ -71,8 +74,10 @@ def test_a_refused_login_is_not_ready_but_not_stalled() -> None:
     ],
 )
 def test_without_an_admin_it_is_the_pods_that_tell(error: str, reason: str) -> None:
-    state = PodState("p1", 1, 1, "", "", {"a": DatabaseState(reachable=False, error=error)})
-    world = replace(view().world, pods=(Pod("p1", "shop-1", "ns", "ns/shop", state=state),))
+    databases = {"a": DatabaseState(1, 0, 2, reachable=False, error=error)}
+    state = AgentState("uid", "p1", 1, 1, "c", "", "s", databases=databases)
+    pod = Pod("p1", "shop-1", "ns", 0.0, False, True, False, True, "10.0.0.1", "uid", state=state)
+    world = replace(view().world, pods=(pod,))
     told = server.conditions(view(has_admin=False, discovery=None, world=world), Ledger())
     assert found(told)["ServerReachable"] == ("False", reason)
 

@@ -5,7 +5,9 @@ import pytest
 
 from poolfleet.postgres.discovery import _explained
 
-REFUSED = 'connection to server at "10.0.0.1", port 5432 failed: FATAL:  password authentication failed for user "admin"'
+REFUSED = (
+    'connection to server at "10.0.0.1", port 5432 failed: FATAL:  password authentication failed for user "admin"'
+)
 
 
 def test_what_libpq_says_of_each_attempt_is_said_once() -> None:

@@ -19,7 +19,7 @@ from poolfleet.agent.publish import Publisher
 from poolfleet.agent.reach import Reach
 from poolfleet.agent.samples import SPACING, Sample, Samples
 from poolfleet.api import names
-from poolfleet.api.wire import AgentState, DatabaseState
+from poolfleet.api.wire import AgentState, DatabaseState, tombstone
 from poolfleet.pgbouncer import fill, quoting, show
 from poolfleet.pgbouncer.admin import AdminError, ServerError
 
@@ -299,6 +299,18 @@ class Engine:
             return 1
         return sum(self._clients(name)[0] for name in self.sample.pools)
 
+    async def transactions(self) -> int:
+        """Transactions that the running PgBouncer has ended, the agent's own included; -1 if it does not say."""
+        try:
+            connection = await self.console.fresh()
+            try:
+                stats = show.stats(await connection.query("SHOW STATS"))
+            finally:
+                connection.close()
+            return sum(numbers.get("total_xact_count", 0) for numbers in stats.values())
+        except (AdminError, ValueError):
+            return -1
+
     def _start_probes(self) -> None:
         if self.sample is None or self.intake.staged is None or self.draining:
             return
@@ -309,9 +321,11 @@ class Engine:
 
     async def _probe(self, name: str) -> None:
         assert self.sample is not None and self.intake.staged is not None
-        text = self.intake.staged.config.files.get(names.USERLIST_FILE, b"").decode(errors="replace")
-        database = self.sample.databases.get(name)
-        users = quoting.read_userlist(text)[: 1 if database is not None and database.force_user else PROBE_USERS]
+        config, database = self.intake.staged.config, self.sample.databases.get(name)
+        listed = quoting.read_userlist(config.files.get(names.USERLIST_FILE, b"").decode(errors="replace"))
+        # removed users are not tried: the server would log failed logins, and might lock the role
+        users = [login for login in listed if login[1] != tombstone(config.key or b"", login[0])]
+        users = users[: 1 if database is not None and database.force_user else PROBE_USERS]
         address = f"{database.host}:{database.port}" if database is not None else "the server"
         ok, error = await probe(str(self.console.socket), name, address, users)
         self.reach.result(name, ok, error, time.monotonic())

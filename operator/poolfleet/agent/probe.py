@@ -15,7 +15,7 @@ async def probe(socket: str, database: str, address: str, users: Sequence[tuple[
     """Log in to `database` and run SELECT 1 as one of `users` (name, password), the first that works.
 
     `address` is the server's, for messages. Returns (True, ""), (False, what PgBouncer or PostgreSQL said to the first
-    user), or (None, "") if that says nothing about the server.
+    user), or (None, "") if that says nothing about the server. A server that does not answer is asked once only.
     """
     problem: tuple[bool | None, str] = (None, "")
     for user, password in users:
@@ -24,11 +24,17 @@ async def probe(socket: str, database: str, address: str, users: Sequence[tuple[
             return found
         if problem[0] is None:
             problem = found
+        if found == (False, _silence(address)):
+            break
     return problem
 
 
+def _silence(address: str) -> str:
+    return f"PgBouncer got no connection to {address} within {TIMEOUT:g} s; its log says why"
+
+
 async def _try(socket: str, database: str, address: str, user: str, password: str) -> tuple[bool | None, str]:
-    silent = f"PgBouncer got no connection to {address} within {TIMEOUT:g} s; its log says why"
+    silent = _silence(address)
     try:
         async with asyncio.timeout(TIMEOUT):
             connection = await Connection.open(

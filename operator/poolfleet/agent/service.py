@@ -15,6 +15,9 @@ from poolfleet.api import names, wire
 PROPAGATION_SECONDS: Final = 5.0
 """How long new connections may still come after the pod has left the Service's endpoints (facts/pgbouncer.md 3)."""
 
+QUIET_SECONDS: Final = 1.0
+"""On a busy node the endpoints take longer: as long as clients still come, the propagation is not over."""
+
 MAX_WAIT_SECONDS: Final = 30.0
 DEFAULT_WAIT_SECONDS: Final = 25.0
 
@@ -65,11 +68,15 @@ class Service:
             return Response(403, "no\n")
         log.info("draining")
         self._engine.draining = True
-        begun = time.monotonic()
-        await asyncio.sleep(self._propagation_seconds)
-        deadline = time.monotonic() + self._drain_seconds
-        while (left := self._engine.clients_left(begun)) and time.monotonic() < deadline:  # noqa: ASYNC110 - PgBouncer tells nobody
+        begun = quiet_since = now = time.monotonic()
+        propagated = begun + self._propagation_seconds
+        left, before = 1, -1
+        while now < propagated or (now < propagated + self._drain_seconds and now - quiet_since < QUIET_SECONDS):
             await asyncio.sleep(0.2)
+            # A client that comes, asks and goes is seen by its transaction only.
+            left, count, now = self._engine.clients_left(begun), await self._engine.transactions(), time.monotonic()
+            if left or count != before:
+                before, quiet_since = count, now
         self._engine.drained = True
         text = "no client is left" if not left else f"{left} clients are left and the time is over"
         log.info("drained", extra={"result": text, "seconds": round(time.monotonic() - begun, 1)})

@@ -59,6 +59,11 @@ def drain_token(key: bytes) -> str:
     return hmac.new(key, b"drain", hashlib.sha256).hexdigest()[:32]
 
 
+def tombstone(key: bytes, username: str) -> str:
+    """The password of a removed user: nobody knows it, and it is the same each time, so that the file stays the same."""
+    return hmac.new(key, f"removed user {username}".encode(), hashlib.sha256).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Directive:
     """One order to one agent: connections per database, and the configuration to load."""

@@ -77,7 +77,8 @@ async def _observe(context: Context, key: Key, body: Body) -> tuple[ServerView, 
         reading = context.discoveries.take(uid)
         if reading is not None:
             discovery = budgets.adopt(reading.limits, reading.server_version, discovery, now)
-        failure = context.discoveries.failure(uid)
+        # of this very login; what an earlier one was told says nothing about it
+        failure = None if isinstance(login, Problem) else context.discoveries.failure(uid)
         if failure is not None:
             reason = Reason.AUTHENTICATION_FAILED if failure.refused else Reason.UNREACHABLE
             remedy = "the Secret and the role" if failure.refused else "the server, and host, port and tls"

@@ -20,8 +20,8 @@ from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.secrets import Problem
 
 PROPAGATION_SECONDS: Final = 2.0
-"""How long a pod may be ready before clients of the Service get to it: EndpointSlice, then kube-proxy, which looks once a
-second."""
+"""How long a pod may be ready before clients of the Service get to it: EndpointSlice, then kube-proxy, which looks once
+a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,9 @@ def server_reachable(fleet: Fleet) -> Condition:
             return Condition(SERVER_REACHABLE, "False", reason, message)
     if seen and all(any(reachable for reachable, _ in answers) for answers in seen.values()):
         return Condition(SERVER_REACHABLE, "True", Reason.REACHABLE)
-    own = _server_condition(fleet.view, SERVER_REACHABLE)
+    # Pods that have not tried yet are about to, and they alone know whether clients get through: the admin's own login
+    # may be refused while everybody is served.
+    own = None if seen else _server_condition(fleet.view, SERVER_REACHABLE)
     if own is not None and own.status == "False":
         return own
     return Condition(SERVER_REACHABLE, "Unknown", Reason.UNKNOWN, "No pod has told yet.")

@@ -6,8 +6,6 @@ from the spec, with a password that nobody knows, derived from the pool's key. T
 x-config, for as long as the pool exists.
 """
 
-import hashlib
-import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import Final
 from poolfleet.api import names
 from poolfleet.api.base import CredentialsSecretRef
 from poolfleet.api.conditions import Reason
+from poolfleet.api.wire import tombstone
 from poolfleet.pgbouncer import quoting
 from poolfleet.plan.objects.meta import annotation
 from poolfleet.plan.poolview import PoolView
@@ -81,7 +80,8 @@ def credentials(view: PoolView) -> Credentials:
 def userlist(view: PoolView, users: tuple[Login, ...], key: str) -> dict[str, str]:
     """User name -> password for userlist.txt: today's users first, then those that were removed."""
     listed = {login.username: login.password for login in users}
-    return listed | {name: _tombstone(key, name) for name in former_users(view) if name not in listed}
+    former = [name for name in former_users(view) if name not in listed]
+    return listed | {name: tombstone(bytes.fromhex(key), name) for name in former}
 
 
 def former_users(view: PoolView) -> tuple[str, ...]:
@@ -97,11 +97,6 @@ def former_users(view: PoolView) -> tuple[str, ...]:
 def users_annotation(names_listed: Mapping[str, str]) -> str:
     """The value of the annotation USERS for a userlist."""
     return json.dumps(sorted(names_listed), separators=(",", ":"), ensure_ascii=False)
-
-
-def _tombstone(key: str, username: str) -> str:
-    """A password that nobody knows, the same each time, so that the file stays the same."""
-    return hmac.new(bytes.fromhex(key), f"removed user {username}".encode(), hashlib.sha256).hexdigest()
 
 
 def _listable(name: object) -> bool:
