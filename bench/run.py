@@ -105,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of pgbench, per protocol (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=3, help="of one run of pgbench (default: %(default)s)")
     parser.add_argument(
-        "--rest", type=int, default=45, help="seconds that the operator is watched at rest (%(default)s)"
+        "--rest", type=int, default=40, help="seconds that the operator is watched at rest (%(default)s)"
     )
-    parser.add_argument("--edits", type=int, default=fleet.POOLS, help="edits of each sort (default: %(default)s)")
+    parser.add_argument("--edits", type=int, default=60, help="edits of each sort (default: %(default)s)")
     options = parser.parse_args(arguments)
     parts = list(PARTS) if options.parts in ([], ["all"]) else options.parts
     if unknown := sorted(set(parts) - set(PARTS)):

@@ -106,8 +106,8 @@ class Model:
             self._kill(pod)
 
     def start_pgbouncer(self, pod: ModelPod) -> None:
-        """Starts with the cold file, one connection per database. The kubelet backs off before a second restart, so there
-        is one predecessor at most whose backends are not gone yet."""
+        """Starts with the cold file, one connection per database. The kubelet backs off before a second restart, so
+        there is one predecessor at most whose backends are not gone yet."""
         predecessors = len([orphan for orphan in self.orphans if orphan[2] == pod.uid])
         if pod.applied_rev and not pod.started and not pod.ended and predecessors < 2:
             pod.started = next(self.numbers)

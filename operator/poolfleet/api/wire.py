@@ -60,7 +60,7 @@ def drain_token(key: bytes) -> str:
 
 
 def tombstone(key: bytes, username: str) -> str:
-    """The password of a removed user: nobody knows it, and it is the same each time, so that the file stays the same."""
+    """The password of a removed user: nobody knows it, and it stays the same, so that the file does."""
     return hmac.new(key, f"removed user {username}".encode(), hashlib.sha256).hexdigest()
 
 
