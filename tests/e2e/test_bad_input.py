@@ -4,6 +4,7 @@ What the schema can refuse the API server refuses, in a sentence. The rest is na
 thing and the remedy; the last good fleet serves on meanwhile. No answer holds a secret.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,12 @@ from tests.e2e.bad_inputs import (
 
 REPLICAS = 2
 OPERATOR = ("-l", "app.kubernetes.io/component=operator")
+
+IN_FORCE = {  # what the spec says now is what every pod goes by
+    "Stalled": ("False", "AsWished"),
+    "Reconciling": ("False", "AsWished"),
+    "CredentialsCurrent": ("True", "Loaded"),
+}
 
 Report = Callable[[str], None]
 
@@ -80,20 +87,18 @@ class Shop:
     running: kit.Running | None = None
     pods: dict[str, str] = field(default_factory=dict)  # UIDs by name
 
-    def edit(self, server: kit.Manifest | None = None, **fields: Any) -> None:
-        """Apply the good spec with these fields instead of its own; those of `server` within spec.server."""
-        self.pool.apply({**self.good, **fields, "server": {**self.good["server"], **(server or {})}})
+    @contextlib.contextmanager
+    def edited(self, server: kit.Manifest | None = None, **fields: Any) -> Iterator[None]:
+        """The good spec with these fields instead of its own, those of `server` within spec.server, while this lasts.
 
-    def mend(self) -> None:
-        """Apply the good spec again, and wait until that is what is in force."""
-        self.edit()
-        told(
-            self.pool,
-            Stalled=("False", "AsWished"),
-            CredentialsCurrent=("True", "Loaded"),
-            Reconciling=("False", "AsWished"),
-            Ready=("True", "Serving"),
-        )
+        Afterwards the good spec is in force again.
+        """
+        try:
+            self.pool.apply({**self.good, **fields, "server": {**self.good["server"], **(server or {})}})
+            yield
+        finally:
+            self.pool.apply(self.good)
+            told(self.pool, **IN_FORCE, Ready=("True", "Serving"))
 
     def stop(self) -> list[kit.Manifest]:
         """End the clients, if they are still there; what they have printed."""
@@ -141,56 +146,50 @@ class TestAPoolThatServes:
     @pytest.mark.parametrize("what", EDITS)
     def test_is_told_and_serves_on(self, served: Shop, what: str) -> None:
         edit = EDITS[what]
-        served.edit(**edit.fields)
-
-        words = told(served.pool, Stalled=("True", edit.reason), Ready=("True", "Serving"))
-        assert all(each in words["Stalled"] for each in edit.words), words
-        assert words["Ready"].endswith(f" pods take clients. The last good fleet keeps serving: {words['Stalled']}")
-        await_warning(served.pool, edit.reason, words["Stalled"])
-        served.nobody_noticed()
-        served.mend()
+        with served.edited(**edit.fields):
+            words = told(served.pool, Stalled=("True", edit.reason), Ready=("True", "Serving"))
+            assert all(each in words["Stalled"] for each in edit.words), words
+            assert words["Ready"].endswith(f" pods take clients. The last good fleet keeps serving: {words['Stalled']}")
+            await_warning(served.pool, edit.reason, words["Stalled"])
+            served.nobody_noticed()
 
     def test_a_budget_below_one_connection_for_each_pod_and_one_in_reserve(self, served: Shop) -> None:
-        served.edit(server={"maxConnections": 5})
-        words = told(served.pool, Stalled=("True", "BudgetTooSmall"), BudgetSatisfied=("False", "BudgetTooSmall"))
-        assert "2 replicas x 1 databases + 1 in reserve for a rollout = 3 connections at least" in words["Stalled"]
-        assert 'the budget of PgServer "shop" is 2.' in words["Stalled"]
-        assert "raise the budget (maxConnections, headroom)" in words["Stalled"]
-        kit.await_until(lambda: loaded(served.pool) == [1, 1], 20, "each pod within the budget of today")
-        served.nobody_noticed()
-        served.mend()
+        with served.edited(server={"maxConnections": 5}):
+            words = told(served.pool, Stalled=("True", "BudgetTooSmall"), BudgetSatisfied=("False", "BudgetTooSmall"))
+            assert "2 replicas x 1 databases + 1 in reserve for a rollout = 3 connections at least" in words["Stalled"]
+            assert 'the budget of PgServer "shop" is 2.' in words["Stalled"]
+            assert "raise the budget (maxConnections, headroom)" in words["Stalled"]
+            kit.await_until(lambda: loaded(served.pool) == [1, 1], 20, "each pod within the budget of today")
+            served.nobody_noticed()
         kit.await_until(lambda: sum(loaded(served.pool)) == BUDGET - 1, 20, "each pod with its share again")
 
     def test_a_server_login_that_postgresql_refuses(self, kubectl: kit.Kubectl, served: Shop) -> None:
         kubectl.apply(kit.basic_auth(served.pool.namespace, "desk-role", served.target.login.user, f"{MARK} wrong"))
         desk = {"name": "desk", "serverDatabase": served.target.login.database}
-        served.edit(databases=[*served.good["databases"], {**desk, "credentialsSecretRef": {"name": "desk-role"}}])
-
-        words = told(served.pool, Ready=("False", "AuthenticationFailed"))["Ready"]
-        assert words.startswith('Database "desk": FATAL: password authentication failed for user')
-        assert words.endswith('Correct Secret "desk-role", or the role on the server.')
-        await_warning(served.pool, "AuthenticationFailed", words)
-        served.nobody_noticed()  # whoever asks for the other database is served
-        served.mend()
+        desk_as_role = {**desk, "credentialsSecretRef": {"name": "desk-role"}}
+        with served.edited(databases=[*served.good["databases"], desk_as_role]):
+            words = told(served.pool, Ready=("False", "AuthenticationFailed"))["Ready"]
+            assert words.startswith('Database "desk": FATAL: password authentication failed for user')
+            assert words.endswith('Correct Secret "desk-role", or the role on the server.')
+            await_warning(served.pool, "AuthenticationFailed", words)
+            served.nobody_noticed()  # whoever asks for the other database is served
 
     def test_an_admin_whom_postgresql_refuses(self, kubectl: kit.Kubectl, served: Shop) -> None:
         kubectl.apply(kit.basic_auth(served.pool.namespace, "wrong-admin", "poolfleet_admin", f"{MARK} wrong"))
-        served.edit(server={"adminSecretRef": {"name": "wrong-admin"}})
-        words = server_told(served.pool, "AuthenticationFailed")
-        assert 'Secret "wrong-admin" (adminSecretRef)' in words and "password authentication failed" in words
-        assert words.endswith("Check the Secret and the role.")
-        served.nobody_noticed()
-        told(served.pool, Ready=("True", "Serving"))
-        served.mend()
+        with served.edited(server={"adminSecretRef": {"name": "wrong-admin"}}):
+            words = server_told(served.pool, "AuthenticationFailed")
+            assert 'Secret "wrong-admin" (adminSecretRef)' in words and "password authentication failed" in words
+            assert words.endswith("Check the Secret and the role.")
+            told(served.pool, Ready=("True", "Serving"))
+            served.nobody_noticed()
 
     def test_an_admin_without_a_secret(self, served: Shop) -> None:
-        served.edit(server={"adminSecretRef": {"name": "no-admin"}})
-        words = server_told(served.pool, "SecretNotFound")
-        assert words == 'Secret "no-admin" (adminSecretRef) does not exist. Create it.'
-        at_pool = told(served.pool, Stalled=("True", "SecretNotFound"), Ready=("True", "Serving"))
-        assert at_pool["Stalled"] == f'PgServer "shop": {words}'
-        served.nobody_noticed()
-        served.mend()
+        with served.edited(server={"adminSecretRef": {"name": "no-admin"}}):
+            words = server_told(served.pool, "SecretNotFound")
+            assert words == 'Secret "no-admin" (adminSecretRef) does not exist. Create it.'
+            at_pool = told(served.pool, Stalled=("True", "SecretNotFound"), Ready=("True", "Serving"))
+            assert at_pool["Stalled"] == f'PgServer "shop": {words}'
+            served.nobody_noticed()
 
     def test_hostile_but_possible_strings_stay_in_their_place(
         self, kubectl: kit.Kubectl, postgres: kit.Postgres, clients: kit.Clients, served: Shop
@@ -202,13 +201,12 @@ class TestAPoolThatServes:
         )
         kubectl.apply(kit.basic_auth(served.pool.namespace, "hostile", hostile.user, hostile.password))
         database = {"name": hostile.database, "serverDatabase": served.target.login.database}
-        served.edit(users=[APP, user("hostile")], databases=[*served.good["databases"], database])
-
-        everywhere = [option for ip in served.pool.ips().values() for option in ("--host", ip)]
-        first = replace(hostile, host=everywhere[1], port=names.PGBOUNCER_PORT)
-        assert len(clients.run("login", first, *everywhere[2:], "--timeout", "20")) == REPLICAS
-        served.nobody_noticed()
-        served.mend()
+        with served.edited(users=[APP, user("hostile")], databases=[*served.good["databases"], database]):
+            first, *others = served.pool.ips().values()
+            login = replace(hostile, host=first, port=names.PGBOUNCER_PORT)
+            others = [option for ip in others for option in ("--host", ip)]
+            assert len(clients.run("login", login, *others, "--timeout", "20")) == REPLICAS
+            served.nobody_noticed()
         postgres.sql(f"DROP ROLE {kit.ident(hostile.user)}")
 
     def test_nobody_noticed_anything(self, served: Shop, report: Report) -> None:
@@ -231,13 +229,11 @@ def test_a_server_that_cannot_be_reached_is_named_and_served_again_once_it_can(
 ) -> None:
     ip = kubectl.get_json("-n", postgres.namespace, "pod", "postgres-0")["status"]["podIP"]
     nowhere = {"host": "db.nowhere.example"} if "host" in where else {"host": ip, "port": 5433}
-    shop.edit(server=nowhere)
-
-    words = told(shop.pool, Ready=("False", "Unreachable"))["Ready"]
-    assert f'Database "{shop.target.login.database}": PgBouncer got no connection to {nowhere["host"]}' in words
-    assert words.endswith('Check the server, and host, port and tls of PgServer "shop".')
-    await_warning(shop.pool, "Unreachable", words)
-    shop.mend()
+    with shop.edited(server=nowhere):
+        words = told(shop.pool, **IN_FORCE, Ready=("False", "Unreachable"))["Ready"]
+        assert f'Database "{shop.target.login.database}": PgBouncer got no connection to {nowhere["host"]}' in words
+        assert words.endswith('Check the server, and host, port and tls of PgServer "shop".')
+        await_warning(shop.pool, "Unreachable", words)
     assert postgres.psql(shop.target.through(shop.pool), "SELECT 1") == "1"
     assert shop.pool.uids() == shop.pods
 

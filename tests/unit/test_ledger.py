@@ -65,6 +65,18 @@ def test_a_pod_that_has_answered_gets_its_share_less_the_reserve() -> None:
     assert [(e.bound, e.grant, e.revision) for e in after.entries] == [(19, 19, 2)]
 
 
+def test_a_pod_that_a_new_leader_has_not_heard_of_keeps_what_it_has() -> None:
+    ledger = Ledger(3, (entry("p1", 10, 10, 2), entry("p2", 9, 9, 3)))
+    heard = pod("p1", state=answer("p1", 2, 10, 10), directive=told("p1", 2, 10))
+    silent = pod("p2", directive=told("p2", 3, 9), created=1.0)
+    assert advance(world(ledger, heard, silent)) is ledger
+    # a cut of the budget does reach it
+    after = advance(world(ledger, heard, silent, budget=5))
+    assert [(e.pod, e.bound, e.grant) for e in after.entries] == [("p1", 10, 2), ("p2", 9, 9)]
+    after = advance(world(replace(after, entries=(entry("p1", 2, 2, 4), after.entries[1])), heard, silent, budget=5))
+    assert [(e.pod, e.bound, e.grant) for e in after.entries] == [("p1", 2, 2), ("p2", 9, 2)]
+
+
 def test_an_unknown_budget_raises_nothing() -> None:
     w = world(Ledger(), pod(), budget=None)
     assert advance(w) is w.ledger

@@ -237,20 +237,21 @@ def fair_shares(world: World, ledger: Ledger) -> dict[tuple[str, str], int]:
 def targets(world: World, ledger: Ledger) -> dict[tuple[str, str], int]:
     """What every (pod, database) shall reach, given who else still counts; 0 for a database that is to go.
 
-    A pod whose agent has not answered yet gets the floor of one per database, so that a pod that never comes up
-    holds nobody's share; a draining pod is cut to what its clients can use.
+    A pod whose agent has not answered is not raised: one that never comes up holds nobody's share. But it keeps what
+    it has of its fair share: a new leader has not heard of any pod yet. A draining pod is cut to what its clients can
+    use.
     """
     wish = world.wish
     if wish is None or world.budget is None:
         return {}
     staying = members(world)
     up = [pod.uid for pod in staying if pod.state is not None and pod.state.server == world.server and pod.state.rev]
-    floor = {pod.uid for pod in staying} - set(up)
+    fair, had = fair_shares(world, ledger), {(entry.pod, entry.database): entry.grant for entry in ledger.entries}
+    silent = {key: max(1, min(had.get(key, 1), share)) for key, share in fair.items() if key[0] not in up}
     staying_uids = {pod.uid for pod in staying}
     others = sum(entry.bound for entry in ledger.entries if entry.pod not in staying_uids)
-    total = world.budget - reserve(wish) - others - len(floor) * len(wish.databases)
-    result = divide(total, up, wish)
-    result |= {(uid, name): 1 for uid in floor for name in wish.databases}
+    total = world.budget - reserve(wish) - others - sum(silent.values())
+    result = divide(total, up, wish) | silent
     pods = {pod.uid: pod for pod in world.pods}
     for entry in ledger.entries:
         key = (entry.pod, entry.database)
