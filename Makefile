@@ -45,7 +45,8 @@ unit: venv ## Unit tests (seconds; nothing is started)
 	@hack/kind/binaries.sh helm
 	@$(PYTEST) -q tests/unit
 
-property: venv ## Property tests (Hypothesis)
+property: venv ## Property tests (Hypothesis; some with real PgBouncer and PostgreSQL processes)
+	@hack/integration-needs.sh
 	@$(PYTEST) -q tests/property
 
 integration: venv ## Tests against real PgBouncer, PostgreSQL and kube-apiserver processes

@@ -19,11 +19,14 @@ from pathlib import Path
 from bench import agents, fleet, polling, throughput
 from bench.figures import Figure, markdown, text
 from bench.ground import Ground
+from poolfleet.kube.errors import ApiError
 from tests.e2e import kit
 
 PAGE = kit.ROOT / "docs/benchmarks.md"
 PARTS = ("operator", "polling", "throughput", "agent")
 """In this order: the operator first, while the cluster has as few PgPools as it had."""
+
+FAILURES = (kit.KubectlError, throughput.PgbenchError, ApiError, TimeoutError, AssertionError)
 
 HEADING = """\
 # Benchmarks
@@ -54,31 +57,56 @@ def step(what: str) -> Iterator[None]:
     print(f"=== {time.monotonic() - begun:6.1f} s", flush=True)
 
 
-def measure(parts: Sequence[str], options: argparse.Namespace) -> list[Figure]:
-    """The figures of these parts, in the order of PARTS."""
-    kubectl = kit.Kubectl()
-    figures: list[Figure] = []
+class Bench:
+    """Figures as they come in. What goes wrong in one part is told and does not cost the others' figures."""
+
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
+        self.failed: list[str] = []
+
+    def part(self, what: str, measure: Callable[[], Sequence[Figure]]) -> None:
+        """Measure one part."""
+        with step(what):
+            try:
+                self.figures += measure()
+            except FAILURES as error:
+                self.failed.append(what)
+                print(f"    FAILED: {type(error).__name__} {error}", flush=True)
+
+    def on_ground(self, ground: Ground, parts: Sequence[str], options: argparse.Namespace) -> None:
+        """The parts that need one pod and its like."""
+
+        def clean_up() -> list[Figure]:
+            ground.drop()
+            return []
+
+        if "throughput" in parts:
+            self.part("throughput", lambda: throughput.measure(ground, options.rounds, options.seconds))
+        if "agent" in parts:
+            self.part("agent", lambda: agents.measure(ground, 15))
+        self.part("cleaning up", clean_up)
+
+
+def measure(parts: Sequence[str], options: argparse.Namespace) -> Bench:
+    """These parts, in the order of PARTS."""
+    kubectl, bench = kit.Kubectl(), Bench()
     if "operator" in parts:
-        with step(f"the operator with the PgPools that are there, and with {fleet.POOLS}"):
-            figures += fleet.measure(kubectl, options.rest, options.edits)
+        what = f"the operator with the PgPools that are there, and with {fleet.POOLS}"
+        bench.part(what, lambda: fleet.measure(kubectl, options.rest, options.edits))
     if "polling" in parts:
-        with step(f"polling {polling.AGENTS} stub agents"):
-            figures += polling.measure(kubectl, rest=26, busy=15)
-    alone: dict[str, Callable[[Ground], list[Figure]]] = {
-        "throughput": lambda ground: throughput.measure(ground, options.rounds, options.seconds),
-        "agent": lambda ground: agents.measure(ground, 15),
-    }
-    if wanted := [part for part in alone if part in parts]:
-        with step("a PgPool with one pod, and the same PgBouncer started by hand"):
+        bench.part(f"polling {polling.AGENTS} stub agents", lambda: polling.measure(kubectl, rest=26, busy=15))
+    if "throughput" in parts or "agent" in parts:
+        ground: Ground | None = None
+
+        def prepare() -> list[Figure]:
+            nonlocal ground
             ground = Ground.make(kubectl)
-        try:
-            for part in wanted:
-                with step(part):
-                    figures += alone[part](ground)
-        finally:
-            with step("cleaning up"):
-                ground.drop()
-    return figures
+            return []
+
+        bench.part("a PgPool with one pod, and the same PgBouncer started by hand", prepare)
+        if ground is not None:
+            bench.on_ground(ground, parts, options)
+    return bench
 
 
 def page(figures: Sequence[Figure], seconds: float, kubernetes: str) -> str:
@@ -115,18 +143,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.write and set(parts) != set(PARTS):
         parser.error("--write needs all parts: the page shows one run")
     begun = time.monotonic()
-    figures = measure(parts, options)
+    bench = measure(parts, options)
     took = time.monotonic() - begun
-    print(f"\n{text(figures)}\n\n{os.cpu_count()} cores are shared by cluster, database, pool and clients.", flush=True)
-    print(f"The bench took {took:.0f} s.", flush=True)
+    print(f"\n{text(bench.figures)}\n")
+    print(f"{os.cpu_count()} cores are shared by cluster, database, pool and clients. The bench took {took:.0f} s.")
+    if bench.failed:
+        sys.exit(f"not measured: {', '.join(bench.failed)}")
     if options.write:
         version = json.loads(kit.Kubectl().run("get", "--raw", "/version"))
-        PAGE.write_text(page(figures, took, version["gitVersion"]))
+        PAGE.write_text(page(bench.figures, took, version["gitVersion"]))
         print(f"written: {PAGE.relative_to(kit.ROOT)}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (kit.KubectlError, throughput.PgbenchError, AssertionError) as error:
+    except FAILURES as error:
         sys.exit(f"error: {error}")

@@ -128,15 +128,16 @@ class Kubectl:
             self.run("wait", "--for=delete", f"namespace/{name}", "--timeout=120s", timeout=130)
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels)}})
 
-    def delete_namespace(self, name: str) -> None:
-        """Delete a namespace and wait until nothing of it is left."""
+    def delete_namespace(self, name: str, wait: bool = True) -> None:
+        """Delete a namespace; wait until nothing of it is left or, without `wait`, until its pools' pods are gone."""
         if self.find("namespace", name) is None:
             return
         # The pools' pods first: a namespace that still has some is looked at again after half of their grace period.
         self.run("-n", name, "delete", "pgpools", "--all", "--timeout=60s", timeout=70)
         pods = ("pods", "-l", names.LABEL_POOL, "--for=delete", "--timeout=120s")
         self.run("-n", name, "wait", *pods, timeout=130)
-        self.run("delete", "namespace", name, "--ignore-not-found", "--timeout=180s", timeout=190)
+        waiting = ("--timeout=180s",) if wait else ("--wait=false",)
+        self.run("delete", "namespace", name, "--ignore-not-found", *waiting, timeout=190)
 
     def secret(self, namespace: str, name: str) -> dict[str, str]:
         """A Secret's data, as text."""

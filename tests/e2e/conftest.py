@@ -50,7 +50,7 @@ def namespace(request: pytest.FixtureRequest, kubectl: kit.Kubectl) -> Iterator[
     kubectl.delete_namespace(name)  # of a run that was cut short
     kubectl.namespace(name)
     yield name
-    kubectl.delete_namespace(name)
+    kubectl.delete_namespace(name, wait=False)  # the next run waits for what is left of it
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A real PgBouncer 1.26, a real PostgreSQL 15 and a real agent as processes of this machine, for tests.
+"""A real PgBouncer 1.26, a real PostgreSQL and a real agent as processes of this machine, for tests.
 
 Both servers refuse to run as root, and the admin console wants the agent to have PgBouncer's uid. So both servers
 run in user namespaces of their own that map the uid of the tests to `nobody`: each believes that it is unprivileged,
@@ -23,7 +23,7 @@ import psycopg
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNPRIVILEGED = ["unshare", "--user", "--map-user=65534", "--map-group=65534", "--"]
-POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
+POSTGRES_BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql/none/bin"))
 
 
 def pgbouncer_command() -> list[str]:
@@ -87,11 +87,11 @@ class Process:
 
 
 class Postgres:
-    """PostgreSQL 15 in a folder of its own, on 127.0.0.1 only; superuser `postgres` without a password."""
+    """This machine's newest PostgreSQL in a folder of its own, on 127.0.0.1 only; superuser `postgres` without a password."""
 
     def __init__(self, folder: Path, max_connections: int = 100) -> None:
         if not (POSTGRES_BIN / "initdb").exists():
-            raise RuntimeError("no PostgreSQL 15 here: apt-get install --no-install-recommends postgresql-15")
+            raise RuntimeError("no PostgreSQL here: hack/integration-needs.sh installs it")
         if shutil.which("unshare") is None:
             raise RuntimeError("no unshare here: apt-get install util-linux")
         self.folder = folder

@@ -1,12 +1,15 @@
 """The parts of bench/ that can be wrong without a cluster: what is read out of programs' answers, and the table."""
 
+import argparse
+
 import pytest
 
-from bench import fleet, run
+from bench import agents, fleet, polling, run, throughput
 from bench.figures import Figure, percentile, spread, text
-from bench.ground import by_key, differences
+from bench.ground import Ground, by_key, differences
 from bench.proc import cpu_seconds, memory
 from bench.throughput import PgbenchError, tps
+from tests.e2e import kit
 
 PGBENCH = """\
 transaction type: <builtin: select only>
@@ -74,3 +77,26 @@ def test_the_table_says_what_missed_its_goal() -> None:
     assert "memory: of | all" in lines[-1]
     page = run.page(figures, 60, "v1")
     assert "| memory | 36 MiB | <= 35 MiB MISSED | of \\| all |" in page
+
+
+def test_a_part_that_fails_costs_no_other_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = []
+
+    class Stub:
+        def drop(self) -> None:
+            dropped.append(True)
+
+    def fail(*_: object) -> list[Figure]:
+        raise AssertionError("another operator leads now")
+
+    monkeypatch.setattr(kit, "Kubectl", lambda: None)
+    monkeypatch.setattr(Ground, "make", lambda kubectl: Stub())
+    monkeypatch.setattr(fleet, "measure", fail)
+    monkeypatch.setattr(throughput, "measure", fail)
+    monkeypatch.setattr(polling, "measure", lambda kubectl, rest, busy: [Figure("polling", "1 %")])
+    monkeypatch.setattr(agents, "measure", lambda ground, seconds: [Figure("agent", "2 MiB")])
+    options = argparse.Namespace(rest=1, edits=1, rounds=1, seconds=1)
+    bench = run.measure(run.PARTS, options)
+    assert [figure.what for figure in bench.figures] == ["polling", "agent"]
+    assert len(bench.failed) == 2
+    assert dropped == [True]
