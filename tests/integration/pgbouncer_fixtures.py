@@ -87,7 +87,7 @@ class Process:
 
 
 class Postgres:
-    """This machine's newest PostgreSQL in a folder of its own, on 127.0.0.1 only; superuser `postgres` without a password."""
+    """The newest PostgreSQL here, in a folder of its own, on 127.0.0.1 only; superuser `postgres`, no password."""
 
     def __init__(self, folder: Path, max_connections: int = 100) -> None:
         if not (POSTGRES_BIN / "initdb").exists():
