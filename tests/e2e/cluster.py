@@ -120,7 +120,14 @@ class Kubectl:
     ) -> str:
         """Run a command in a pod and return its standard output."""
         where = ["-n", namespace, "exec", *(["-i"] if stdin is not None else []), pod]
-        return self.run(*where, *(["-c", container] if container else []), "--", *command, stdin=stdin, timeout=timeout)
+        args = [*where, *(["-c", container] if container else []), "--", *command]
+        try:
+            return self.run(*args, stdin=stdin, timeout=timeout)
+        except KubectlError as error:
+            # The node's runc could not start the process, seen once in hundreds of calls: nothing of it has run.
+            if "unable to start container process" not in str(error):
+                raise
+            return self.run(*args, stdin=stdin, timeout=timeout)
 
     def namespace(self, name: str, labels: Mapping[str, str] = RESTRICTED) -> None:
         """Make a namespace; one of that name that is just going is waited for."""

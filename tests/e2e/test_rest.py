@@ -38,6 +38,8 @@ def pool(kubectl: kit.Kubectl, target: kit.Target, namespace: str) -> kit.Pool:
     pool = kit.Pool(kubectl, namespace, "shop")
     pool.apply(target.spec(server=server, users=[{"secretRef": {"name": name}} for name in (target.SECRET, "guest")]))
     pool.ready()
+    # The agents' first look at the server leaves a connection that PgBouncer closes when it was idle for a minute.
+    kit.await_until(lambda: pool.status()["connections"]["inUse"] == 0, 120, "no connection is left", interval=2)
     return pool
 
 
