@@ -19,7 +19,8 @@ forget_stale() { # forget_stale PIDFILE PROCESS-NAME
   local pid
   [ -e "$1" ] || return 0
   pid=$(cat "$1")
-  [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ] || rm -f "$1"
+  # a zombie has its name still
+  [ "$(awk '{ print $2, $3 != "Z" }' "/proc/$pid/stat" 2>/dev/null)" = "($2) 1" ] || rm -f "$1"
 }
 forget_stale /var/run/docker.pid dockerd
 forget_stale /var/run/docker/containerd/containerd.pid containerd
