@@ -1,6 +1,6 @@
 """`make bench`: figures, measured side by side in one run.
 
-    python -m bench.run [all | operator | polling | throughput | agent …] [--write]
+    python -m bench.run [all | operator | polling | throughput | agent | peers …] [--write]
 
 Needs the kind cluster with the operator in it (`make cluster`), and nothing else that runs there: two cores are shared
 by cluster, database, pool and clients. `operator` starts the operator's pods anew.
@@ -16,35 +16,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import agents, fleet, polling, throughput
+from bench import agents, fleet, peers, polling, throughput
+from bench.contenders import BUDGET
 from bench.figures import Figure, markdown, text
 from bench.ground import Ground
 from poolfleet.kube.errors import ApiError
 from tests.e2e import kit
 
 PAGE = kit.ROOT / "docs/benchmarks.md"
-PARTS = ("operator", "polling", "throughput", "agent")
-"""In this order: the operator first, while the cluster has as few PgPools as it had."""
+PLOT = kit.ROOT / "docs/peers.svg"
+FIGURES = ("operator", "polling", "throughput", "agent")
+"""Parts whose figures are one table, in this order: the operator first, as long as there are few PgPools."""
+PARTS = (*FIGURES, "peers")
 
 FAILURES = (kit.KubectlError, throughput.PgbenchError, ApiError, TimeoutError, AssertionError)
 
-HEADING = """\
-# Benchmarks
-
-Written by `make bench ARGS=--write`; `make bench` measures the same and prints it. All figures are of one run of
-{minutes:.0f} minutes. What is compared was measured in turn, several times; a figure with a range is median
-(smallest–largest).
-
-**{cores} cores were shared by the cluster's control plane, PostgreSQL, PgBouncer, the operator and the clients**, so
-ratios say more than rates. Figures of CloudNativePG are quoted for comparison; they were not measured in this run.
-
-Machine: {cpu}, {cores} cores, {memory:.0f} GiB; kind with Kubernetes {kubernetes}, one node.
-
+MACHINE = """\
+One run of {minutes:.0f} minutes on {cpu}, {cores} cores, {memory:.0f} GiB; kind with Kubernetes {kubernetes}, one node.
 """
-FOOTING = """
-What each line measures is in the programs: [throughput](../bench/throughput.py), [agent](../bench/agents.py),
-[operator](../bench/fleet.py), [polling](../bench/polling.py). Goals are printed, never asserted by a test: a machine
-that is busy otherwise misses them.
+CONTENDERS = """\
+{clients} clients for {seconds} s per contender; PostgreSQL with max_connections=100, of which {budget} may be used.
+
+![Server connections over time, by contender]({plot})
 """
 
 
@@ -62,6 +55,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []
+        self.trials: list[peers.Trial] = []
         self.failed: list[str] = []
 
     def part(self, what: str, measure: Callable[[], Sequence[Figure]]) -> None:
@@ -106,16 +100,40 @@ def measure(parts: Sequence[str], options: argparse.Namespace) -> Bench:
         bench.part("a PgPool with one pod, and the same PgBouncer started by hand", prepare)
         if ground is not None:
             bench.on_ground(ground, parts, options)
+    if "peers" in parts:
+
+        def compare() -> list[Figure]:
+            workloads = peers.WORKLOADS if options.workload is None else (peers.WORKLOADS[options.workload - 1],)
+            bench.trials = peers.measure(kubectl, workloads, options.contender_seconds)
+            return []
+
+        bench.part("the same steps with poolers sized as peers size them, and with Poolfleet", compare)
     return bench
 
 
-def page(figures: Sequence[Figure], seconds: float, kubernetes: str) -> str:
-    """docs/benchmarks.md."""
+def between(page: str, name: str, block: str) -> str:
+    """`page` with `block` between its markers of this name. Raises ValueError if it has not both, once each."""
+    begin, end = f"<!-- bench {name} -->\n", f"<!-- end of bench {name} -->\n"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page has not one {begin.strip()} with its end")
+    return f"{page.partition(begin)[0]}{begin}\n{block.strip()}\n\n{end}{page.partition(end)[2]}"
+
+
+def machine(seconds: float, kubernetes: str) -> str:
+    """Where and how long was measured, in a sentence."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    head = HEADING.format(
-        minutes=seconds / 60, cores=os.cpu_count(), memory=memory, cpu=_cpu_model(), kubernetes=kubernetes
-    )
-    return head + markdown(figures) + "\n" + FOOTING
+    cores = os.cpu_count()
+    return MACHINE.format(minutes=seconds / 60, cores=cores, memory=memory, cpu=_cpu_model(), kubernetes=kubernetes)
+
+
+def page(old: str, bench: Bench, where: str, seconds: int) -> str:
+    """docs/benchmarks.md with what `bench` has measured; `where` is machine(), `seconds` those of one contender."""
+    if bench.figures:
+        old = between(old, "figures", f"{where}\n{markdown(bench.figures)}")
+    if bench.trials:
+        how = CONTENDERS.format(clients=peers.CLIENTS, seconds=seconds, budget=BUDGET, plot=PLOT.name)
+        old = between(old, "peers", f"{where}{how}\n{peers.markdown(bench.trials)}")
+    return old
 
 
 def _cpu_model() -> str:
@@ -129,30 +147,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the page if that was asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all (the default), or some of {', '.join(PARTS)}")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md too; only with all parts")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plot too")
     parser.add_argument("--rounds", type=int, default=10, help="of pgbench, per protocol (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=3, help="of one run of pgbench (default: %(default)s)")
     parser.add_argument(
         "--rest", type=int, default=40, help="seconds that the operator is watched at rest (%(default)s)"
     )
     parser.add_argument("--edits", type=int, default=60, help="edits of each sort (default: %(default)s)")
+    parser.add_argument(
+        "--workload", type=int, choices=range(1, len(peers.WORKLOADS) + 1), help="of peers; default all"
+    )
+    parser.add_argument(
+        "--contender-seconds", type=int, default=peers.SECONDS, help="of each contender of peers (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     parts = list(PARTS) if options.parts in ([], ["all"]) else options.parts
     if unknown := sorted(set(parts) - set(PARTS)):
         parser.error(f"there is no {', '.join(unknown)}; there are all, {', '.join(PARTS)}")
-    if options.write and set(parts) != set(PARTS):
-        parser.error("--write needs all parts: the page shows one run")
+    if options.write and 0 < len(set(parts) & set(FIGURES)) < len(FIGURES):
+        parser.error(f"--write needs {', '.join(FIGURES)} together: their table shows one run")
     begun = time.monotonic()
     bench = measure(parts, options)
     took = time.monotonic() - begun
-    print(f"\n{text(bench.figures)}\n")
+    for told in (text(bench.figures) if bench.figures else "", peers.text(bench.trials)):
+        print(f"\n{told}\n" if told else "", end="")
     print(f"{os.cpu_count()} cores are shared by cluster, database, pool and clients. The bench took {took:.0f} s.")
     if bench.failed:
         sys.exit(f"not measured: {', '.join(bench.failed)}")
     if options.write:
         version = json.loads(kit.Kubectl().run("get", "--raw", "/version"))
-        PAGE.write_text(page(bench.figures, took, version["gitVersion"]))
+        where = machine(took, version["gitVersion"])
+        PAGE.write_text(page(PAGE.read_text(), bench, where, options.contender_seconds))
         print(f"written: {PAGE.relative_to(kit.ROOT)}")
+        if bench.trials:
+            PLOT.write_text(peers.picture(bench.trials))
+            print(f"written: {PLOT.relative_to(kit.ROOT)}")
 
 
 if __name__ == "__main__":

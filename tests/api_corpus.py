@@ -41,12 +41,22 @@ FULL_SERVER = manifest(
         "headroom": 20,
         "adminSecretRef": {"name": "admin", "usernameKey": "user", "passwordKey": "pass"},
         "discoveryIntervalSeconds": 60,
+        "allowedNamespaces": {
+            "from": "Selector",
+            "selector": {
+                "matchLabels": {"team": "a"},
+                "matchExpressions": [{"key": "stage", "operator": "NotIn", "values": ["test"]}],
+            },
+        },
+        "roleLimits": "Enforce",
+        "managedRoles": ["shop", "Web é"],
     },
 )
 FULL_POOL = manifest(
     "PgPool",
     {
         "server": FULL_SERVER["spec"],
+        "share": {"weight": 3, "min": 5, "max": 60},
         "poolMode": "session",
         "databases": [
             {
@@ -151,6 +161,15 @@ VALID: dict[str, Manifest] = {
     "name of 52 characters": manifest("PgPool", POOL["spec"], "a" * 52),
     "name of one letter": manifest("PgPool", POOL["spec"], "a"),
     "allow from everyone": changed(POOL, "networkPolicy.from", []),
+    "share of exactly five": changed(POOL, "share", {"min": 5, "max": 5}),
+    "share without a minimum": changed(POOL, "share", {"min": 0, "max": 1}),
+    "share null is the default": changed(POOL, "share", None),
+    "pools of every namespace": changed(SERVER, "allowedNamespaces", {"from": "All"}),
+    "pools of one namespace only": changed(SERVER, "allowedNamespaces", {}),
+    "every namespace by selector": changed(SERVER, "allowedNamespaces", {"from": "Selector", "selector": {}}),
+    "managed roles without limits": changed(SERVER, "managedRoles", ["shop"]),
+    "no managed roles": changed(SERVER, "managedRoles", []),
+    "role limits off": changed(SERVER, "roleLimits", "Off"),
 }
 """What both must accept."""
 
@@ -177,6 +196,21 @@ INVALID: dict[str, tuple[Manifest, str]] = {
     "headroom below 0": (changed(SERVER, "headroom", -1), "percentage such as"),
     "headroom as text": (changed(SERVER, "headroom", "10"), "percentage such as"),
     "headroom with a line break": (changed(SERVER, "headroom", "10%\n"), "percentage such as"),
+    "selector without from": (changed(SERVER, "allowedNamespaces", {"selector": {}}), "from: Selector"),
+    "selector with All": (changed(SERVER, "allowedNamespaces", {"from": "All", "selector": {}}), "from: Selector"),
+    "Selector without one": (changed(SERVER, "allowedNamespaces", {"from": "Selector"}), "from: Selector"),
+    "allowed namespaces as a list": (changed(SERVER, "allowedNamespaces", ["a"]), "allowedNamespaces"),
+    "unknown from": (changed(SERVER, "allowedNamespaces", {"from": "Some"}), "Selector"),
+    "role limits as YAML's off": (changed(SERVER, "roleLimits", False), "roleLimits"),
+    "role limits without an admin": (changed(SERVER, "roleLimits", "Enforce"), "needs adminSecretRef"),
+    "role limits without an admin inline": (changed(POOL, "server.roleLimits", "Enforce"), "needs adminSecretRef"),
+    "the same role twice": (changed(SERVER, "managedRoles", ["a", "b", "a"]), "managedRoles"),
+    "role with a line break": (changed(SERVER, "managedRoles", ["a\nb"]), "control characters"),
+    "role without a name": (changed(SERVER, "managedRoles", [""]), "managedRoles"),
+    "share of nobody": (changed(POOL, "share.weight", 0), "weight"),
+    "share max 0": (changed(POOL, "share.max", 0), "max"),
+    "share min below 0": (changed(POOL, "share.min", -1), "min"),
+    "share max below min": (changed(POOL, "share", {"min": 5, "max": 4}), "max must not be smaller than min"),
     "no databases": (changed(POOL, "databases", GONE), "databases"),
     "empty databases": (changed(POOL, "databases", []), "databases"),
     "no users": (changed(POOL, "users", GONE), "users"),

@@ -1,4 +1,4 @@
-"""K clients that connect for every query (or stay), until a duration or standard input is over.
+"""K clients that connect for every query (or for some, or stay), until a duration or standard input is over.
 
     kubectl exec -i clients -- python3 - --host shop --user app --database app --duration 9 < hack/load/steady.py
 
@@ -67,8 +67,9 @@ class Tally:
 
 
 async def client(number: int, options: argparse.Namespace, tally: Tally, over: asyncio.Event) -> None:
-    """Query, pause, and so on until `over`; a connection that has failed is made anew."""
+    """Query, pause, and so on until `over`; a connection that has failed, or served its time, is made anew."""
     connection: psycopg.AsyncConnection[Any] | None = None
+    served = 0  # queries on this connection
     last = time.perf_counter()
     while not over.is_set():
         start = time.perf_counter()
@@ -77,6 +78,7 @@ async def client(number: int, options: argparse.Namespace, tally: Tally, over: a
                 if connection is None:
                     connection = await psycopg.AsyncConnection.connect(**options.target, autocommit=True)
                     tally.connects += 1
+                    served = 0
                 await connection.execute(options.query)
         except (psycopg.Error, TimeoutError) as error:
             tally.failure(number, error)
@@ -84,12 +86,12 @@ async def client(number: int, options: argparse.Namespace, tally: Tally, over: a
         else:
             now = time.perf_counter()
             tally.answer(now - start, now - last)
-            last, healthy = now, True
-        if connection is not None and not (options.stay and healthy):
+            last, healthy, served = now, True, served + 1
+        if connection is not None and not (healthy and (options.stay or served < options.queries)):
             await connection.close()
             connection = None
         try:
-            await asyncio.wait_for(over.wait(), options.interval_ms / 1000)
+            await asyncio.wait_for(over.wait(), (options.interval_ms if healthy else options.retry_ms) / 1000)
         except TimeoutError:
             continue
     if connection is not None:
@@ -125,15 +127,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--password-stdin", action="store_true", help="first line of standard input; else $PGPASSWORD")
     parser.add_argument("--sslmode", default="disable", help="as libpq's (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--stay", action="store_true", help="keep the connection instead of one per query")
+    parser.add_argument("--queries", type=int, default=1, help="on one connection (default: %(default)s)")
+    parser.add_argument("--stay", action="store_true", help="keep the connection for ever")
     parser.add_argument("--query-ms", type=float, default=0, help="pg_sleep of each query (default: %(default)s)")
     parser.add_argument("--interval-ms", type=float, default=50, help="pause between queries (default: %(default)s)")
+    parser.add_argument("--retry-ms", type=float, help="pause after a failure (default: that between queries)")
     parser.add_argument("--duration", type=float, default=0, help="seconds; 0: no end")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for one connect and query")
     options = parser.parse_args(arguments)
     if not (options.duration or options.until_eof):
         parser.error("say when to end: --duration, --until-eof, or both")
+    options.retry_ms = options.interval_ms if options.retry_ms is None else options.retry_ms
     options.query = f"SELECT pg_sleep({options.query_ms / 1000:f})" if options.query_ms else "SELECT 1"
     options.target = {
         "host": options.host,

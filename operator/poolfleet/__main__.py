@@ -1,4 +1,4 @@
-"""`python3 -m poolfleet <operator|agent|admin|crds|docs> …`
+"""`python3 -m poolfleet <operator|agent|admin|explain|simulate|crds|docs> …`
 
 Standard library only, and each part is imported only when it is asked for: an agent runs in every pod and must not
 carry kopf, kubernetes or even argparse.
@@ -12,6 +12,8 @@ usage: python3 -m poolfleet COMMAND [ARGUMENTS]
   operator   run the operator (operator --help)
   agent      run the agent beside a PgBouncer
   admin      what this pod's PgBouncer shows (admin --help)
+  explain    why a pool has the connections it has (explain --help)
+  simulate   what PgServer and PgPool documents would come to (simulate --help)
   crds       write the CustomResourceDefinitions
   docs       write the field reference
 """
@@ -26,6 +28,10 @@ def main() -> int:
         from poolfleet.controller.app import main as run
     elif command == "admin":
         from poolfleet.agent.console import main as run
+    elif command in ("explain", "simulate"):
+        from poolfleet.cli.main import main as run_pgpool
+
+        return run_pgpool([command, *argv])
     elif command == "crds":
         from poolfleet.api.crd import main as run
     elif command == "docs":

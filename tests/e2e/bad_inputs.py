@@ -164,20 +164,15 @@ EDITS: dict[str, Edit] = {
 # Pools that cannot have their server: changes of GOOD.
 
 BEGINNINGS: dict[str, tuple[kit.Manifest, str, tuple[str, ...]]] = {
-    "a PgServer that another pool has": (
-        {"serverRef": {"name": "shop"}},
-        "ServerInUse",
-        ('PgServer "shop" serves PgPool', "which is older", "Add the databases there, or use another PgServer."),
-    ),
     "a PgServer that does not exist": (
         {"serverRef": {"name": "main"}},
         "ServerNotFound",
         ('PgServer "main" does not exist in namespace', "Create it."),
     ),
     "a PgServer of another namespace": (
-        {"serverRef": {"name": "shop", "namespace": "demo"}},
-        "NamespaceNotAllowed",
-        ('PgServer "shop" is in namespace "demo"', "Make the PgPool there."),
+        {"serverRef": {"name": "main", "namespace": "demo"}},
+        "ServerNotFound",
+        ('PgServer "main" does not exist in namespace "demo"', "Create it."),
     ),
 }
 

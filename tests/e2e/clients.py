@@ -18,11 +18,18 @@ class Running:
 
     def __init__(self, process: "subprocess.Popen[str]", out: Any, err: Any, program: str) -> None:
         self._process, self._out, self._err, self._program = process, out, err, program
+        self._lines: list[Manifest] = []
+        self._read = 0  # bytes
 
     def lines(self) -> list[Manifest]:
         """What it has printed so far."""
-        text = Path(self._out.name).read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        with Path(self._out.name).open("rb") as printed:
+            printed.seek(self._read)
+            text = printed.read()
+        text = text[: text.rfind(b"\n") + 1]
+        self._read += len(text)
+        self._lines += [json.loads(line) for line in text.splitlines()]
+        return self._lines
 
     def wait(self, timeout: float = 120) -> list[Manifest]:
         """Wait until it has ended by itself, and return all lines. Raises KubectlError if it failed."""
@@ -32,7 +39,7 @@ class Running:
             self._process.kill()
             raise KubectlError(f"{self._program}: no end after {timeout:g} s") from None
         finally:
-            self._hang_up()
+            self.hang_up()
         lines = self.lines()
         if self._process.returncode:
             raise KubectlError(f"{self._program}: {Path(self._err.name).read_text().strip()}; last lines: {lines[-3:]}")
@@ -40,10 +47,11 @@ class Running:
 
     def stop(self, timeout: float = 60) -> list[Manifest]:
         """End it by closing its standard input (steady and sampler with --until-eof); return all lines."""
-        self._hang_up()
+        self.hang_up()
         return self.wait(timeout)
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """Tell it to end, as `stop` does, and wait for nothing."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):  # it has ended already; its exit code says how
                 # a line more, which nobody reads: kubectl sends the end within 60 s of the last byte, or never

@@ -20,11 +20,12 @@ from tests.e2e.cluster import (
     basic_auth,
     operator_image,
 )
-from tests.e2e.database import Login, Postgres, Sampler, ident, quoted
+from tests.e2e.database import NO_CONNECTION_LEFT, Login, Postgres, Sampler, Superuser, ident, quoted
 from tests.e2e.pools import Pool, Target, bounds, ledger, server_status
 
 __all__ = [
     "CONTEXT",
+    "NO_CONNECTION_LEFT",
     "ROOT",
     "SYSTEM_NAMESPACE",
     "Clients",
@@ -36,6 +37,7 @@ __all__ = [
     "Postgres",
     "Running",
     "Sampler",
+    "Superuser",
     "Target",
     "await_until",
     "basic_auth",

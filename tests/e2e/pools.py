@@ -34,11 +34,16 @@ class Target:
             basic_auth(namespace, cls.SECRET, role, password),
             basic_auth(namespace, cls.ADMIN_SECRET, admin["username"], admin["password"]),
         )
-        return cls(postgres, namespace, Login(postgres.host, 5432, role, password, role))
+        return cls(postgres, namespace, Login(postgres.alias(namespace), 5432, role, password, role))
 
     def drop(self) -> None:
-        """Drop database and role."""
+        """Drop database and role, and the server's other names."""
         self.postgres.drop(self.login.user, self.login.database)
+        self.postgres.forget(self.namespace)
+
+    def other_host(self, name: str) -> str:
+        """One more name of the server, for a second PgServer: two with the same host are one server (SharedServer)."""
+        return self.postgres.alias(f"{self.namespace}-{name}", of=self.namespace)
 
     def spec(self, **fields: Any) -> Manifest:
         """spec of a PgPool for this database with 40 connections and the given fields."""

@@ -285,7 +285,7 @@ def test_one_fault_after_the_other_is_named_until_the_pool_is_ready(
     kubectl.apply(kit.basic_auth(namespace, "late-admin", admin["username"], f"{MARK} wrong"))
     says("Unreachable", "postgres.nowhere.svc:5432", condition="ServerReachable")
 
-    pool.patch(server={"host": target.login.host})
+    pool.patch(server={"host": target.other_host("late")})
     says("AuthenticationFailed", 'Secret "late-admin"', "password authentication failed", condition="ServerReachable")
 
     kubectl.apply(kit.basic_auth(namespace, "late-admin", admin["username"], admin["password"]))

@@ -86,7 +86,7 @@ def several(kubectl: kit.Kubectl, target: kit.Target, guest: kit.Login, namespac
             "apiVersion": names.API_VERSION,
             "kind": names.SERVER_KIND,
             "metadata": {"name": "main", "namespace": namespace},
-            "spec": {"host": target.login.host, "maxConnections": 30, "headroom": "10%"},
+            "spec": {"host": target.other_host("main"), "maxConnections": 30, "headroom": "10%"},
         }
     )
     real = target.login.database
@@ -156,7 +156,7 @@ class TestServerTls:
         self, kubectl: kit.Kubectl, postgres: kit.Postgres, target: kit.Target, namespace: str
     ) -> None:
         pool = kit.Pool(kubectl, namespace, "secure")
-        server = {"host": target.login.host, "maxConnections": 20}
+        server = {"host": postgres.host, "maxConnections": 20}  # a name that its certificate has
         pool.apply(target.spec(replicas=1, server={**server, "tls": {"mode": "require"}}))
         pool.ready()
         pods = pool.uids()
@@ -166,7 +166,7 @@ class TestServerTls:
         kubectl.apply(ca_secret(namespace, ca_of_somebody_else))
         verify = {"mode": "verify-full", "caSecretRef": {"name": "server-ca", "key": "ca.crt"}}
         pool.patch(server={**server, "tls": verify})
-        assert target.login.host in pool.condition("ServerReachable", "False", "Unreachable")
+        assert postgres.host in pool.condition("ServerReachable", "False", "Unreachable")
 
         kubectl.apply(ca_secret(namespace, postgres_ca(postgres)))
         pool.condition("ServerReachable", "True", "Reachable", timeout=40)

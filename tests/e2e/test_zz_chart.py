@@ -5,44 +5,25 @@ The last file in the alphabet, because it takes the operator away from everybody
 
 import contextlib
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.e2e import kit, node
+from tests.e2e.release import RELEASE, Images, helm
 
-RELEASE = "poolfleet"
 OF_RELEASE = f"app.kubernetes.io/instance={RELEASE}"
 CRDS = ("customresourcedefinitions/pgpools.poolfleet.dev", "customresourcedefinitions/pgservers.poolfleet.dev")
-CACHE = os.environ.get("POOLFLEET_CACHE", str(Path.home() / ".cache/poolfleet"))
-BIN = os.environ.get("POOLFLEET_BIN", f"{CACHE}/kind/bin")
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Images:
-    """What a release is made of."""
-
-    operator: str
-    pgbouncer: str
-
-    def install(self, *arguments: str) -> None:
-        """Install the release, or upgrade it, with the script that `make cluster` uses."""
-        run("hack/install.sh", self.operator, self.pgbouncer, *arguments)
 
 
 @pytest.fixture(scope="module")
 def today(kubectl: kit.Kubectl) -> Iterator[Images]:
     """The images of the release as it stands; whatever happens here, the release has them again at the end."""
-    values = json.loads(helm("get", "values", RELEASE, "--all", "-o", "json"))
-    pgbouncer = values["fleet"]["image"]
-    today = Images(kit.operator_image(kubectl), f"{pgbouncer['repository']}:{pgbouncer['tag']}")
+    today = Images.of_release(kubectl)
     yield today
     today.install()
 
@@ -146,9 +127,9 @@ def test_for_one_namespace_it_needs_no_clusterrole(kubectl: kit.Kubectl, shop: S
         shop.obeys(32)
 
     second = kit.Pool(kubectl, namespace, "second")
-    shop.report(
-        f"apply → Ready with scope Namespaced: {second.ready(since=second.apply(shop.target.spec(replicas=1))):.1f} s"
-    )
+    server = {"host": shop.target.other_host("second"), "maxConnections": 40, "headroom": 0}
+    spec = shop.target.spec(replicas=1, server=server)
+    shop.report(f"apply → Ready with scope Namespaced: {second.ready(since=second.apply(spec)):.1f} s")
     assert shop.target.postgres.psql(shop.target.through(second), "SELECT 'served'") == "served"
 
 
@@ -210,18 +191,3 @@ def may(kubectl: kit.Kubectl, verb: str, resource: str, namespace: str) -> bool:
 def uids(kubectl: kit.Kubectl, *objects: str) -> list[str]:
     """UIDs of these objects (kind/name); they must be there."""
     return [kubectl.get_json(each)["metadata"]["uid"] for each in objects]
-
-
-def run(program: str, *arguments: str) -> str:
-    """Run a program against the project's cluster, with the checkout as working directory; its standard output."""
-    folders = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-    env = {**os.environ, "KUBECONFIG": str(kit.ROOT / ".cluster/kubeconfig"), "PATH": folders}
-    command = [str(kit.ROOT / program) if "/" in program else program, *arguments]
-    done = subprocess.run(command, cwd=kit.ROOT, env=env, text=True, capture_output=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{program}: {done.stderr.strip() or done.stdout.strip()}"
-    return done.stdout
-
-
-def helm(*arguments: str) -> str:
-    """Run helm on the namespace of the release; its standard output."""
-    return run("helm", "--kube-context", kit.CONTEXT, "--namespace", kit.SYSTEM_NAMESPACE, *arguments)

@@ -88,11 +88,24 @@ class Pod:
         **more: int,
     ) -> int:
         """Annotate the pod with a directive for the newest mounted configuration; return its revision."""
-        grant = {**(granted or {}), **more}
+        self.annotate(self.order({**(granted or {}), **more}, rev, share))
+        return self.rev
+
+    def order(self, grant: Mapping[str, int], rev: int | None = None, share: Mapping[str, int] | None = None) -> bytes:
+        """The signed text of a directive for the newest mounted configuration, of the next revision."""
         self.rev = self.rev + 1 if rev is None else rev
         directive = wire.Directive(SERVER, POD, self.rev, wire.config_hash(self.files), grant, share or dict(grant))
-        self.annotate(wire.sign(directive.to_message(), self.key).encode())
-        return self.rev
+        return wire.sign(directive.to_message(), self.key).encode()
+
+    def post(self, text: bytes) -> tuple[int, str]:
+        """POST a directive; status and body of the answer."""
+        return self.get("/directive", body=text)
+
+    def told(self, **grant: int) -> wire.AgentState:
+        """POST the next directive; the state that answers it, its MAC verified."""
+        status, body = self.post(self.order(grant))
+        assert status == 200, body
+        return wire.AgentState.from_message(wire.verify(body, self.key))
 
     def annotate(self, text: bytes) -> None:
         self.directive = text
@@ -103,9 +116,12 @@ class Pod:
 
     # -- as everybody else --------------------------------------------------------------------------------------------
 
-    def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """Status and body of a request to the agent; (0, reason) while nothing listens."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.agent.port}{path}", headers=dict(headers or {}))
+    def get(
+        self, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None, method: str | None = None
+    ) -> tuple[int, str]:
+        """Status and body of a request to the agent, a POST if it has a body; (0, reason) while nothing listens."""
+        url = f"http://127.0.0.1:{self.agent.port}{path}"
+        request = urllib.request.Request(url, body, dict(headers or {}), method=method)
         try:
             with urllib.request.urlopen(request, timeout=40) as answer:
                 return answer.status, answer.read().decode()

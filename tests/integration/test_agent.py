@@ -108,9 +108,9 @@ def test_a_client_is_served_and_its_backend_checks_for_vanished_clients(one: Pod
     one.up(shop=2)
     with one.client() as connection:
         assert connection.execute("SHOW client_connection_check_interval").fetchone() == ("500ms",)
-    wait_until("held is seen", lambda: one.state().databases["shop"].held >= 1)
-    assert one.state().databases["shop"].reachable is True
-    assert len(one.state().pids) >= 1
+        wait_until("held is seen", lambda: one.state().databases["shop"].held >= 1)
+        wait_until("reachable", lambda: one.state().databases["shop"].reachable is True)
+        wait_until("its backend is seen", lambda: len(one.state().pids) >= 1)
 
 
 def test_a_regrant_under_load_moves_the_connections_without_an_error(one: Pod) -> None:
@@ -120,16 +120,17 @@ def test_a_regrant_under_load_moves_the_connections_without_an_error(one: Pod) -
         rev = one.direct(shop=4)
 
         def proven() -> bool:
-            d = one.state().databases["shop"]
-            return one.loaded(rev, shop=4) and d.samples >= 2 and d.held <= 4
+            state = one.state()
+            d = state.databases["shop"]
+            return state.rev == rev and d.loaded == 4 and d.samples >= 2 and d.held <= 4
 
         wait_until("the shrink is proven", proven, 10)
-        assert one.pg.sessions(ROLE) <= 4
+        wait_until("its backends are gone", lambda: one.pg.sessions(ROLE) <= 4, names.LINGER_SECONDS)
         one.direct(shop=8)
         wait_until("the pool has grown", lambda: one.pg.sessions(ROLE) == 8)
         assert one.file_is_cold()
+        wait_until("clients are served", lambda: load.served > 100)
     assert load.errors == []
-    assert load.served > 100
     assert "reconnect, to shrink" in one.agent.text()
 
 
@@ -155,6 +156,147 @@ def test_a_killed_pgbouncer_comes_back_cold_and_then_gets_its_grant(one: Pod) ->
         wait_until("ready again", one.ready)
     assert second.errors == []
     assert most <= 5 + 1
+
+
+def test_a_posted_first_grant_opens_the_gate(one: Pod) -> None:
+    one.configure(one.config())
+    one.agent.start()
+    wait_until("the agent answers", lambda: one.get("/startupz")[0] == 503)
+    state = one.told(shop=4)
+    assert (state.server, state.pod, state.rev, state.started) == (SERVER, POD, 1, "")
+    assert one.started()
+    one.bouncer.start()
+    wait_until("the grant is loaded", lambda: one.loaded(1, shop=4))
+
+
+def test_a_post_before_anything_is_mounted_has_to_come_again(one: Pod) -> None:
+    files, one.files = one.config(), {}
+    one.agent.start()
+    wait_until("the agent answers", lambda: one.get("/startupz")[0] == 503)
+    assert one.post(one.order({"shop": 4})) == (503, "refused: there is no key to check it with\n")
+    one.configure(files)
+    wait_until("the key is known", lambda: one.get("/state?after=0")[0] == 200)
+    assert one.told(shop=4).rev == 2
+
+
+def test_a_posted_grant_is_loaded_when_it_is_answered_and_the_older_annotation_changes_nothing(one: Pod) -> None:
+    one.up(shop=4)
+    late = one.order({"shop": 9})
+    state = one.told(shop=6)
+    assert (state.rev, state.databases["shop"].loaded) == (3, 6)
+    assert one.limits() == {"shop": (6, 6)}
+    assert one.file_is_cold()
+    one.annotate(late)
+    wait_until("it is seen", lambda: "is older than 3" in one.agent.text())
+    assert one.limits() == {"shop": (6, 6)}
+    one.agent.kill()
+    one.agent.start()
+    wait_until("ready", one.ready)
+    assert one.state().rev == 3
+    assert one.limits() == {"shop": (6, 6)}
+    # what is not newer than what is applied is answered with what is applied
+    for text in (late, one.order({"shop": 9}, rev=3)):
+        status, body = one.post(text)
+        assert (status, wire.AgentState.from_message(wire.verify(body, one.key)).rev) == (200, 3)
+    assert one.limits() == {"shop": (6, 6)}
+
+
+def test_what_is_posted_is_checked_as_the_annotation_is(one: Pod) -> None:
+    one.up(shop=4)
+    config = wire.config_hash(one.files)
+    for directive, key, status in [
+        (wire.Directive("another", POD, 9, config, {"shop": 9}), one.key, 409),
+        (wire.Directive(SERVER, "another", 9, config, {"shop": 9}), one.key, 409),
+        (wire.Directive(SERVER, POD, 9, config, {"shop": 101}), one.key, 409),
+        (wire.Directive(SERVER, POD, 9, config, {"shop": 9}), bytes(32), 403),
+    ]:
+        answer = one.post(wire.sign(directive.to_message(), key).encode())
+        assert answer[0] == status
+        assert answer[1].startswith("refused: ")
+    for garbage in (b"", b"\xff\xfe", b"[" * 60_000):
+        assert one.post(garbage)[0] == 403
+    assert one.limits() == {"shop": (4, 4)}
+    assert one.state().rev == 1
+
+
+def test_many_posts_at_once_end_with_the_newest(one: Pod) -> None:
+    one.up(shop=4)
+    orders = [one.order({"shop": n}) for n in range(5, 25)]
+    answers: list[tuple[int, str]] = []
+    threads = [threading.Thread(target=lambda text=text: answers.append(one.post(text))) for text in orders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [status for status, _ in answers] == [200] * len(orders)
+    assert one.limits() == {"shop": (24, 24)}
+    assert one.state().rev == one.rev
+
+
+def test_a_post_on_a_full_disk_is_not_applied(one: Pod) -> None:
+    full = one.run.parent / "full"
+    one.up(code=FULL_DISK.format(path=str(full)), shop=4)
+    full.touch()
+    text = one.order({"shop": 8})
+    assert one.post(text) == (503, "it cannot be written down: No space left on device\n")
+    assert one.state().rev == 1
+    full.unlink()
+    assert one.post(text)[0] == 200
+    assert one.limits() == {"shop": (8, 8)}
+
+
+def test_a_shrink_while_clients_wait_is_proved_in_less_than_the_linger_time(one: Pod) -> None:
+    one.up(shop=20)
+    with Load(one, clients=40, query="SELECT pg_sleep(0.01)") as load:
+        seconds = []
+        for _ in range(3):
+            wait_until("the pool is full", lambda: one.pg.sessions(ROLE) == 20)
+            begun = time.monotonic()
+            state = one.told(shop=10)
+            while (shop := state.databases["shop"]).samples < 2 or shop.held > 10:
+                state = one.state(after=state.seq)
+            seconds.append(time.monotonic() - begun)
+            assert (state.rev, shop.loaded) == (one.rev, 10)
+            wait_until("its backends are gone", lambda: one.pg.sessions(ROLE) <= 10, names.LINGER_SECONDS)
+            one.told(shop=20)
+        assert sorted(seconds)[1] < names.LINGER_SECONDS, seconds
+    assert load.errors == []
+
+
+def test_demand_is_told_while_clients_wait_and_is_over_10_s_later(one: Pod) -> None:
+    one.up(shop=2)
+    with Load(one, clients=6, query="SELECT pg_sleep(0.05)"):
+        wait_until("clients are seen to wait", lambda: one.state().databases["shop"].waited)
+        shop = one.state().databases["shop"]
+        assert shop.peak == 2
+        assert 3 <= shop.demand <= 6
+    wait_until("nobody waits any more", lambda: one.state().databases["shop"].waiting == 0)
+    shop = one.state().databases["shop"]
+    assert (shop.peak, shop.waited) == (2, True)
+    wait_until("it is forgotten", lambda: one.state().databases["shop"].demand == 0, 15)
+    assert not one.state().databases["shop"].waited
+
+
+def test_at_rest_no_state_is_news(one: Pod) -> None:
+    one.up(shop=4)
+    wait_until("probed", lambda: one.state().databases["shop"].reachable is True)
+    with one.client() as connection:
+        connection.execute("SELECT 1")
+        wait_until("the client is seen", lambda: one.state().databases["shop"].clients == 1)
+        wait_until("its window is over", lambda: one.state().databases["shop"].peak == 0, 15)
+        before = one.state()
+        assert one.state(after=before.seq, wait="5s").seq == before.seq
+
+
+def test_a_new_backend_is_in_the_state_within_2_5_s_in_a_quiet_pod_too(one: Pod) -> None:
+    one.up(shop=4)
+    wait_until("proven and probed", lambda: one.ready() and one.state().databases["shop"].reachable is True)
+    one.pg.query(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'")
+    wait_until("no backend is left", lambda: one.state().pids == ())
+    with one.client() as connection:
+        pid = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert pid is not None
+    wait_until("its backend is among the pids", lambda: pid[0] in one.state().pids, 2.5)
 
 
 # Where the agent dies, once the file `armed` is there: in the place of, or right after, one step of a load.
@@ -188,17 +330,22 @@ def after(owner, name):
 
 
 @pytest.mark.parametrize("where", DEATHS)
-def test_an_agent_that_dies_in_a_load_never_goes_back(one: Pod, where: str) -> None:
+@pytest.mark.parametrize("lane", ["annotation", "POST"])
+def test_an_agent_that_dies_in_a_load_never_goes_back(one: Pod, where: str, lane: str) -> None:
     armed = one.run.parent / "armed"
     one.up(code=DEADLY.format(armed=str(armed)) + DEATHS[where], shop=9)
     armed.touch()
     one.configure(one.config(query_wait_timeout=77))
-    rev = one.direct(shop=3)
+    text = one.order({"shop": 3})
+    rev = one.rev
+    if lane == "POST":
+        assert one.post(text)[0] == 0  # it dies before it answers
+    else:
+        one.annotate(text)
     wait_until("it dies", lambda: not one.agent.running(), 10)
     durable = json.loads((one.run / "applied.json").read_text())["rev"]
 
     # The kubelet's file may lag: the next agent first sees the old directive, which grants 9.
-    old, one.directive = one.directive, b""
     one.direct(rev=1, shop=9)
     one.agent.start()
     wait_until("the next agent has loaded", lambda: one.get("/readyz")[0] == 200)
@@ -207,7 +354,7 @@ def test_an_agent_that_dies_in_a_load_never_goes_back(one: Pod, where: str) -> N
         assert one.limits() == {"shop": (3, 3)}
     else:
         assert one.limits() == {"shop": (9, 9)}
-    one.annotate(old)
+    one.annotate(text)
     wait_until("the new directive is loaded", lambda: one.loaded(rev, shop=3))
     wait_until("the new configuration is loaded", lambda: one.setting("query_wait_timeout") == "77")
     wait_until("it says so", lambda: one.state().config == wire.config_hash(one.files))
@@ -472,8 +619,8 @@ def test_a_full_disk_stops_nothing_but_the_change(one: Pod) -> None:
 
 def test_metrics_and_memory(one: Pod) -> None:
     one.up(shop=4)
-    with Load(one, clients=4):
-        wait_until("held", lambda: one.state().databases["shop"].held > 0)
+    with Load(one, clients=4) as load:
+        wait_until("served", lambda: load.served > 0 and one.state().databases["shop"].held > 0)
         status, text = one.get("/metrics")
     assert status == 200
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -490,7 +637,10 @@ def test_metrics_and_memory(one: Pod) -> None:
 def test_other_paths_are_not_there(one: Pod) -> None:
     one.up(shop=4)
     assert one.get("/")[0] == 404
-    assert one.get("/directive")[0] == 404
+    assert one.get("/", body=b"")[0] == 404
+    assert one.get("/directive")[0] == 405
+    assert one.get("/directive", body=b"", method="PUT")[0] == 405
+    assert one.get("/state", body=b"")[0] == 405
 
 
 def test_no_secret_is_logged(one: Pod) -> None:

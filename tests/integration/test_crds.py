@@ -199,7 +199,7 @@ def test_columns_short_names_and_category(api: Api) -> None:
     status: dict[str, Manifest] = {
         "PgPool": {
             "readyReplicas": 1,
-            "connections": {"granted": 40, "budget": 85},
+            "connections": {"granted": 40, "budget": 85, "inUse": 3},
             "clients": {"active": 12},
             "conditions": [ready],
         },
@@ -209,6 +209,8 @@ def test_columns_short_names_and_category(api: Api) -> None:
             "granted": 40,
             "free": 45,
             "inUse": 3,
+            "reserve": 2,
+            "ghosts": 6,
             "conditions": [ready],
         },
     }
@@ -222,11 +224,12 @@ def test_columns_short_names_and_category(api: Api) -> None:
         return [line.replace("READY REPLICAS", "READY-REPLICAS").replace("IN USE", "IN-USE").split() for line in lines]
 
     head, row = table("pgp", "-o", "wide")
-    assert head == ["NAME", "READY", "REPLICAS", "READY-REPLICAS", "GRANTED", "BUDGET", "CLIENTS", "REASON", "AGE"]
-    assert row[:-1] == ["shop", "True", "2", "1", "40", "85", "12", "Serving"]
-    head, row = table("pgs")
-    assert head == ["NAME", "READY", "MAX", "BUDGET", "GRANTED", "FREE", "IN-USE", "AGE"]
-    assert row[:-1] == ["shop", "True", "100", "85", "40", "45", "3"]
+    connections = ["GRANTED", "BUDGET", "IN-USE"]
+    assert head == ["NAME", "READY", "REPLICAS", "READY-REPLICAS", *connections, "CLIENTS", "REASON", "AGE"]
+    assert row[:-1] == ["shop", "True", "2", "1", "40", "85", "3", "12", "Serving"]
+    head, row = table("pgs", "-o", "wide")
+    assert head == ["NAME", "READY", "MAX", "BUDGET", "GRANTED", "FREE", "IN-USE", "RESERVE", "GHOSTS", "AGE"]
+    assert row[:-1] == ["shop", "True", "100", "85", "40", "45", "3", "2", "6"]
     listed = {line[0] for line in table("poolfleet", "-o", "name")}
     assert listed == {"pgpool.poolfleet.dev/shop", "pgserver.poolfleet.dev/shop"}
     for kind in ("PgPool", "PgServer"):

@@ -24,8 +24,9 @@ from poolfleet.controller.app import Operator, Reconcile, StartError
 from poolfleet.controller.config import Config
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.handlers import DeadWatch, Watch, watch
+from poolfleet.controller.observe import namespace_labels
 from poolfleet.kube.client import Kube
-from poolfleet.kube.kinds import DEPLOYMENT, LEASE, POD, POOL, SECRET, SERVER, SERVICE, Kind
+from poolfleet.kube.kinds import DEPLOYMENT, LEASE, NAMESPACE, POD, POOL, SECRET, SERVER, SERVICE, Kind
 from poolfleet.plan.model import Settings
 from tests.integration.conftest import ApiServer
 
@@ -427,3 +428,37 @@ async def test_when_the_leader_is_killed_the_standby_takes_over(
     killed = time.monotonic()
     await until(lambda: "end pgpools/shop" in two.lines(), 20)
     assert time.monotonic() - killed < 10
+
+
+async def test_a_namespaces_labels_wake_its_pools_with_servers_elsewhere(
+    apiserver: ApiServer, namespace: str, kube: Kube
+) -> None:
+    elsewhere = apiserver.namespace()
+    server = {"name": "db", "namespace": elsewhere}
+    await kube.apply(pool(namespace, server=None, serverRef=server), manager="test")
+    reconciler = Reconciler()
+    async with running(config(apiserver, namespace, namespaces=()), reconciler) as operator:
+        assert operator.store.synced(NAMESPACE.plural)
+        await until(lambda: reconciler.count(POOL, "shop") > 0)
+        reconciler.seen.clear()
+        path = f"/api/v1/namespaces/{namespace}"
+        labelled = {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": namespace, "labels": {"tier": "gold"}},
+        }
+        assert apiserver.apply(path, labelled)[0] == 200
+        await until(lambda: reconciler.count(POOL, "shop") > 0 and reconciler.count(SERVER, "db") > 0)
+        assert (namespace_labels(operator.store, namespace) or {})["tier"] == "gold"
+        assert await operator.resync.look(NAMESPACE) == 0
+
+
+async def test_an_operator_of_single_namespaces_asks_for_no_namespace(
+    apiserver: ApiServer, namespace: str, kube: Kube
+) -> None:
+    await kube.apply(pool(namespace), manager="test")
+    reconciler = Reconciler()
+    async with running(config(apiserver, namespace), reconciler) as operator:
+        await until(lambda: reconciler.count(POOL, "shop") > 0)
+        assert not operator.store.synced(NAMESPACE.plural)
+        assert namespace_labels(operator.store, namespace) is None

@@ -14,7 +14,9 @@ from poolfleet.controller import pools
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.discoveries import Discoveries
+from poolfleet.controller.nodes import Nodes
 from poolfleet.controller.queue import KeyedQueue
+from poolfleet.controller.roles import Roles
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
 from poolfleet.kube.client import Call, Kube
@@ -73,7 +75,9 @@ class House:
             queue=KeyedQueue[Key](),
             agents=cast(Agents, NoAgents()),
             secrets=Secrets(self.kube, self.store, lambda namespace, name: None),
+            nodes=Nodes(self.kube, time.time),
             discoveries=Discoveries(time.time),
+            roles=Roles(Discoveries(time.time), time.time),
             recorder=cast(Recorder, self.listener),
             settings=SETTINGS,
             clock=time.time,
@@ -125,7 +129,8 @@ class House:
             "databases": [{"name": "shop"}],
             "users": [{"secretRef": {"name": "shop-app"}}],
         }
-        await self.apply(names.API_VERSION, "PgPool", "shop", spec={**base, **spec})
+        wanted = {key: value for key, value in {**base, **spec}.items() if value is not None}
+        await self.apply(names.API_VERSION, "PgPool", "shop", spec=wanted)
 
     async def discover(self) -> None:
         status = {"maxConnections": 100, "budget": 87}
@@ -458,3 +463,78 @@ async def test_a_status_is_never_written_to_a_namesake(house: House) -> None:
     with pytest.raises(Conflict):
         await pools.reconcile(house.context, key)
     assert "status" not in await house.get(POOL)
+
+
+class Elsewhere:
+    """PgServer `db` in another namespace, as the house's store sees it."""
+
+    def __init__(self, house: House) -> None:
+        self.house, self.namespace = house, house.api.namespace()
+
+    async def allow(self, whom: str) -> None:
+        spec = {
+            "host": "postgres",
+            "maxConnections": 100,
+            "tls": {"mode": "verify-full", "caSecretRef": {"name": "ca"}},
+            "allowedNamespaces": {"from": whom},
+        }
+        await self.apply(names.API_VERSION, "PgServer", "db", spec=spec)
+
+    async def say(self, **status: Any) -> None:
+        await self.apply(names.API_VERSION, "PgServer", "db", subresource="status", status=status)
+
+    async def apply(self, api_version: str, kind: str, name: str, subresource: str | None = None, **body: Any) -> None:
+        metadata = {"name": name, "namespace": self.namespace}
+        obj = {"apiVersion": api_version, "kind": kind, "metadata": metadata, **body}
+        seen = await self.house.kube.apply(obj, manager="user", subresource=subresource)
+        if kind == "PgServer":
+            self.house.store.put(SERVER.plural, seen)
+
+
+async def test_a_pool_of_another_namespace_has_the_servers_ca_and_full_name(house: House) -> None:
+    server = Elsewhere(house)
+    await server.allow("All")
+    await server.say(maxConnections=100, budget=87)
+    authority = "-----BEGIN CERTIFICATE-----\nfrom there\n-----END CERTIFICATE-----\n"
+    await server.apply("v1", "Secret", "ca", stringData={"ca.crt": authority})
+    await house.secret("ca", **{"ca.crt": authority.replace("there", "here")})
+    await house.secret("shop-app", username="shop", password="one")
+    await house.pool(server=None, serverRef={"name": "db", "namespace": server.namespace})
+    await house.rest()
+    files = decode(await house.get(SECRET, "shop-config"))
+    assert b"from there" in files["server-ca.crt"]
+    assert f"host='postgres.{server.namespace}.svc'".encode() in files["pgbouncer.ini"]
+    assert await house.context.queue.get() == Key(SERVER.plural, server.namespace, "db")
+    # The permission is taken back: the fleet stays as it is, and the status says what to do.
+    pool = await house.get(POOL)
+    line = {"namespace": house.namespace, "name": "shop", "uid": pool["metadata"]["uid"], "budget": 29, "granted": 9}
+    await server.say(maxConnections=100, budget=87, pools=[line])
+    await server.allow("Same")
+    before = {kind: (await house.get(kind))["metadata"]["resourceVersion"] for kind in (DEPLOYMENT, SERVICE)}
+    await house.pool(server=None, serverRef={"name": "db", "namespace": server.namespace}, replicas=9)
+    await house.rest()
+    stalled = await house.condition("Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", Reason.NAMESPACE_NOT_ALLOWED)
+    assert (await house.get(POOL))["status"]["connections"]["budget"] == 29
+    assert {kind: (await house.get(kind))["metadata"]["resourceVersion"] for kind in before} == before
+
+
+async def test_a_stranger_gets_nothing_and_is_told_nothing(house: House) -> None:
+    server = Elsewhere(house)
+    await server.allow("Same")
+    secret = {"type": "Stalled", "status": "True", "reason": "SecretNotFound", "message": "db-7.internal is down"}
+    conditions = [{**secret, "lastTransitionTime": "2027-01-01T00:00:00Z"}]
+    await server.say(maxConnections=100, budget=87, conditions=conditions)
+    await server.apply("v1", "Secret", "ca", stringData={"ca.crt": "-----BEGIN CERTIFICATE-----"})
+    await house.secret("shop-app", username="shop", password="one")
+    await house.pool(server=None, serverRef={"name": "db", "namespace": server.namespace})
+    await house.rest()
+    assert (await house.condition("Stalled"))["reason"] == Reason.NAMESPACE_NOT_ALLOWED
+    assert "db-7" not in str((await house.get(POOL))["status"])
+    for kind in CHILDREN:
+        assert not await house.kube.list(kind, house.namespace, names.LABEL_POOL)
+    # Allowed: everything is made at once.
+    await server.allow("All")
+    await server.say(maxConnections=100, budget=87)
+    await house.rest()
+    assert await house.exists(DEPLOYMENT)

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from poolfleet.plan import ledger as plan
+from poolfleet.plan.world import Ledger
 from tests.property.ledger_model import Model, ModelPod
 
 CORE = ("observe", "write", "tell", "deliver", "read", "start", "sample", "tick")
@@ -206,7 +207,7 @@ def test_a_wiped_ledger_counts_what_the_pods_hold() -> None:
     model.birth()
     model.birth()
     model.settle()
-    model.ledger = plan.Ledger()
+    model.ledger = Ledger()
     model.version += 1
     operator = model.operators[0]
     model.observe(operator)

@@ -30,6 +30,7 @@ RENDERS: dict[str, tuple[str, ...]] = {
         "fleet.imagePullSecrets[1].name=b",
     ),
     "no Secret watch": ("rbac.watchSecrets=false",),
+    "no fast lane": ("fastLane=false",),
     "one replica": ("replicas=1",),
     "everything": (
         "commonLabels.team=data",

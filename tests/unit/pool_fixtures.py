@@ -83,8 +83,7 @@ def view(
     arguments: Body = {
         "body": body,
         "server": None if no_server else server,
-        "serving": "demo/shop",
-        "secrets": secrets,
+        "secrets": {("demo", name): data for name, data in secrets.items()},
         "children": children,
         "pods": pods,
         "settings": SETTINGS,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from poolfleet.agent.accept import Refused, accept
+from poolfleet.agent.accept import Forged, NotReady, Refused, Superseded, accept
 from poolfleet.agent.files import Applied
 from poolfleet.api import wire
 
@@ -29,9 +29,7 @@ def test_a_newer_directive_is_obeyed() -> None:
     assert obey(signed(rev=1), applied=None) is not None
 
 
-def test_nothing_and_the_same_revision_are_no_news() -> None:
-    assert obey("") is None
-    assert obey(" \n") is None
+def test_the_same_revision_is_no_news() -> None:
     assert obey(signed(rev=5)) is None
     assert obey(signed(rev=5, grant={"shop": 9})) is None
 
@@ -50,8 +48,9 @@ def test_nothing_and_the_same_revision_are_no_news() -> None:
     ],
 )
 def test_refused(changes: dict[str, Any], why: str) -> None:
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(Refused, match=why) as refused:
         obey(signed(**changes))
+    assert type(refused.value) is (Superseded if why == "older" else Refused)
 
 
 def test_an_applied_directive_of_another_server_is_never_followed_by_this_one() -> None:
@@ -61,17 +60,20 @@ def test_an_applied_directive_of_another_server_is_never_followed_by_this_one() 
 
 def test_the_mac_may_fit_the_key_in_force_but_no_other() -> None:
     assert obey(signed(OLD_KEY), keys=[KEY, OLD_KEY]) is not None
-    for keys in ([KEY], []):
-        with pytest.raises(Refused):
+    for keys in ([KEY], [KEY, KEY]):
+        with pytest.raises(Forged, match="MAC"):
             obey(signed(OLD_KEY), keys=keys)
 
 
-def test_without_a_known_maximum_nothing_is_obeyed() -> None:
-    with pytest.raises(Refused, match="not known"):
-        obey(signed(), max_grant=None)
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"max_grant": None}, "not known"), ({"pod": ""}, "not known"), ({"keys": []}, "no key")]
+)
+def test_before_everything_is_mounted_nothing_is_obeyed(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(NotReady, match=why):
+        obey(signed(), **changes)
 
 
-@pytest.mark.parametrize("text", ["x", "{}", "[" * 100_000, '{"mac":"x"}', "\x00"])
+@pytest.mark.parametrize("text", ["", "x", "{}", "[" * 100_000, '{"mac":"x"}', "\x00", '{"mac":"\\ud800"}'])
 def test_garbage_is_refused(text: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(Forged):
         obey(text)

@@ -13,6 +13,8 @@ from tests.integration.pgbouncer_fixtures import free_port
 async def handler(request: Request) -> Response:
     if request.path == "/boom":
         raise RuntimeError("boom")
+    if request.method == "POST":
+        return Response(200, str(len(request.body)))
     return Response(200, f"{request.path} {dict(request.query)} {request.headers.get('x-a', '')}ü")
 
 
@@ -47,8 +49,12 @@ async def test_an_answer(port: int) -> None:
 @pytest.mark.parametrize(
     ("request_head", "status"),
     [
-        (b"POST /directive HTTP/1.1\r\n\r\n", b"404"),
-        (b"PUT / HTTP/1.1\r\n\r\n", b"405"),
+        (b"POST /x HTTP/1.1\r\n\r\n", b"411"),
+        (b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\nx", b"411"),
+        (b"POST /x HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", b"413"),
+        (b"POST /x HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
+        (b"POST /x HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"POST /x HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n", b"400"),
         (b"GET /boom HTTP/1.1\r\n\r\n", b"500"),
         (b"nonsense\r\n\r\n", b"400"),
         (b"GET / SMTP\r\n\r\n", b"400"),
@@ -62,8 +68,15 @@ async def test_other_requests(port: int, request_head: bytes, status: bytes) -> 
 
 
 async def test_a_slow_request_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(http, "READ_SECONDS", 0.1)
     assert await ask(port, b"GET / HTT") == b""
+    assert await ask(port, b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nx") == b""
+
+
+@pytest.mark.parametrize("size", [0, 1, http.MAX_BODY_BYTES])
+async def test_a_body_is_read_whole(port: int, size: int) -> None:
+    answer = await ask(port, b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+    assert answer.endswith(b"\r\n\r\n%d" % size)
 
 
 async def test_connections_are_limited(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

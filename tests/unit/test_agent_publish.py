@@ -86,10 +86,32 @@ def test_live_numbers_raise_seq_by_a_tenth_and_not_too_often() -> None:
     assert publish(99) == 2
 
 
-def test_moved() -> None:
-    assert not moved(STATE, STATE)
+@pytest.mark.parametrize(
+    ("before", "after", "far"),
+    [
+        ({}, {}, False),
+        ({"clients": 0}, {"clients": 1}, True),
+        ({"clients": 100}, {"clients": 91}, False),
+        ({"held": 3}, {"held": 2}, True),
+        ({"waited": False}, {"waited": True}, True),
+        ({"waited": True}, {"waited": False}, True),
+        *(({name: 0}, {name: 1}, False) for name in ("waiting", "peak", "demand")),
+        *(({name: 12}, {name: 11}, False) for name in ("waiting", "peak", "demand")),
+        *(({name: 12}, {name: 14}, True) for name in ("waiting", "peak", "demand")),
+        *(({name: 40}, {name: 37}, False) for name in ("waiting", "peak", "demand")),
+        *(({name: 40}, {name: 36}, True) for name in ("waiting", "peak", "demand")),
+    ],
+)
+def test_moved(before: dict[str, Any], after: dict[str, Any], far: bool) -> None:
+    old, new = (
+        dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, **changes)})
+        for changes in (before, after)
+    )
+    assert moved(old, new) is far
+
+
+def test_a_new_database_is_news() -> None:
     assert moved(STATE, dataclasses.replace(STATE, databases={"new": DATABASE}))
-    assert moved(STATE, dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, waiting=1)}))
 
 
 async def test_waiting() -> None:

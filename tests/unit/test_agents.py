@@ -10,6 +10,7 @@ from aiohttp import web
 
 from poolfleet.api import names
 from poolfleet.api.wire import AgentState, DatabaseState, sign
+from poolfleet.controller import agents as agents_module
 from poolfleet.controller.agents import STALE, Agents
 from poolfleet.controller.store import Store
 
@@ -34,6 +35,10 @@ class StubAgent:
         self.seq = 1
         self.status = 200
         self.asked: list[dict[str, str]] = []
+        self.told: list[str] = []
+        self.post_status = 200
+        self.let_post = asyncio.Event()
+        self.let_post.set()
         self.news = asyncio.Event()
 
     def say(self, new: AgentState, key: bytes = KEY) -> None:
@@ -50,6 +55,11 @@ class StubAgent:
             self.news.clear()
             await self.news.wait()
         return web.Response(text=self.text, status=self.status)
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.told.append(await request.text())
+        await self.let_post.wait()
+        return web.Response(text=self.text, status=self.post_status)
 
 
 class Clock:
@@ -82,6 +92,7 @@ async def house() -> AsyncIterator[House]:
     stub, store, clock = StubAgent(), Store(), Clock()
     application = web.Application()
     application.router.add_get("/state", stub.answer)
+    application.router.add_post("/directive", stub.take)
     runner = web.AppRunner(application, shutdown_timeout=0.01)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -191,3 +202,170 @@ async def test_a_dropped_pod_is_not_asked_any_more(house: House) -> None:
     house.agents.drop("pod-1")
     house.agents.drop("pod-1")
     assert len(house.agents) == 0
+
+
+async def test_a_directive_is_posted_and_its_answer_is_the_newest_state(house: House) -> None:
+    house.agents.follow([pod()])
+    await house.until(lambda: len(house.stub.asked) == 2)
+    house.clock.now = 1.0  # the question of now was asked before the answer comes
+    house.stub.text = sign(state(seq=5, held=2).to_message(), KEY)
+    house.agents.tell("pod-1", "the signed text")
+    await house.until(lambda: len(house.changed) == 2)
+    assert house.stub.told == ["the signed text"]
+    assert house.agents.state("pod-1") == state(seq=5, held=2)
+    assert house.agents.posts == {"taken": 1, "refused": 0, "failed": 0}
+    house.stub.say(state(seq=4))  # an answer that was overtaken
+    await house.until(lambda: len(house.stub.asked) == 3)
+    assert house.agents.state("pod-1") == state(seq=5, held=2)
+    assert len(house.changed) == 2
+
+
+async def test_an_agent_that_starts_anew_may_count_from_less(house: House) -> None:
+    house.agents.follow([pod()])
+    await house.until(lambda: len(house.stub.asked) == 2)
+    house.stub.say(state(seq=9))
+    await house.until(lambda: len(house.stub.asked) == 3)
+    house.stub.say(state(seq=3))
+    house.stub.seq = 10  # the stub would wait; an agent answers whatever is not `after`
+    await house.until(lambda: house.agents.state("pod-1") == state(seq=3))
+
+
+async def test_one_post_at_a_time_and_of_those_that_wait_the_newest(house: House) -> None:
+    house.stub.let_post.clear()
+    house.agents.follow([pod()])
+    for text in ("1", "2", "3"):
+        house.agents.tell("pod-1", text)
+        await house.until(lambda: bool(house.stub.told))
+    house.stub.let_post.set()
+    await house.until(lambda: house.agents.posts["taken"] == 2)
+    assert house.stub.told == ["1", "3"]
+    house.agents.tell("pod-1", "4")
+    await house.until(lambda: house.agents.posts["taken"] == 3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "result"),
+    [
+        (lambda stub: setattr(stub, "post_status", 409), "refused"),
+        (lambda stub: setattr(stub, "post_status", 404), "refused"),
+        (lambda stub: setattr(stub, "text", "nonsense"), "failed"),
+        (lambda stub: setattr(stub, "text", sign(state(seq=9).to_message(), bytes(32))), "failed"),
+        (lambda stub: setattr(stub, "text", sign(state(pod="pod-2").to_message(), KEY)), "failed"),
+        (lambda stub: stub.let_post.clear(), "failed"),
+    ],
+)
+async def test_a_post_that_fails_is_counted_and_changes_nothing(
+    house: House, spoil: Callable[[StubAgent], Any], result: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents_module, "NOW", 0.05)
+    house.agents.follow([pod()])
+    await house.until(lambda: len(house.stub.asked) == 2)
+    spoil(house.stub)
+    house.agents.tell("pod-1", "text")
+    await house.until(lambda: house.agents.posts[result] == 1)
+    assert house.agents.state("pod-1") == state()
+    assert len(house.changed) == 1
+    assert house.agents.failing == 0
+
+
+async def test_without_the_fast_lane_and_to_strangers_nothing_is_posted(house: House) -> None:
+    slow = Agents(house.store, house.clock, port=house.agents._port, fast_lane=False)
+    async with slow:
+        slow.follow([pod()])
+        await house.until(lambda: slow.state("pod-1") is not None)
+        slow.tell("pod-1", "text")
+        house.agents.tell("pod-1", "text")
+        house.agents.follow([pod()])
+        house.agents.tell("pod-1", "the only one")
+        await house.until(lambda: bool(house.stub.told))
+    assert house.stub.told == ["the only one"]
+    assert slow.posts == {"taken": 0, "refused": 0, "failed": 0}
+
+
+async def test_what_a_forgotten_pod_answers_to_an_earlier_post_does_not_count(house: House) -> None:
+    house.stub.let_post.clear()
+    house.agents.follow([pod()])
+    await house.until(lambda: len(house.stub.asked) == 2)
+    house.agents.tell("pod-1", "text")
+    await house.until(lambda: bool(house.stub.told))
+    house.agents.forget(["pod-1"])
+    await house.until(lambda: len(house.stub.asked) == 4)
+    house.stub.text = sign(state(seq=9).to_message(), KEY)
+    house.stub.let_post.set()
+    await house.until(lambda: house.agents.posts["taken"] == 1)
+    assert house.agents.state("pod-1") == state()
+    assert len(house.changed) == 2  # when it was first heard, and heard afresh
+
+
+async def test_a_dropped_pod_is_not_told_what_waits(house: House) -> None:
+    house.stub.let_post.clear()
+    house.agents.follow([pod()])
+    house.agents.tell("pod-1", "1")
+    await house.until(lambda: bool(house.stub.told))
+    house.agents.tell("pod-1", "2")
+    house.agents.drop("pod-1")
+    assert not house.agents._orders
+    house.agents.follow([pod()])
+    house.agents.tell("pod-1", "3")
+    await house.until(lambda: len(house.stub.told) == 2)
+    house.agents.tell("pod-1", "4")  # still one at a time
+    await house.agents.ask_now(["pod-1"])
+    house.agents.tell("pod-1", "5")
+    house.stub.let_post.set()
+    await house.until(lambda: house.agents.posts["taken"] == 2)
+    assert house.stub.told == ["1", "3", "5"]
+
+
+async def test_a_vanished_pod_answers_until_it_is_silent_for_long(house: House) -> None:
+    assert house.agents.answering(["pod-1"]) == frozenset()
+    house.agents.follow([pod()])
+    assert house.agents.answering(["pod-1"]) == frozenset()  # nothing was heard yet
+    await house.until(lambda: house.agents.answering(["pod-1"]) == {"pod-1"})
+    await house.until(lambda: house.stub.asked[-1] == {"after": "1", "wait": "2s"})
+    house.clock.now += STALE
+    assert house.agents.answering(["pod-1", "other"]) == frozenset()
+    house.stub.news.set()  # it answers that nothing is new
+    await house.until(lambda: house.agents.answering(["pod-1"]) == {"pod-1"})
+    house.agents.drop("pod-1")
+    assert house.agents.answering(["pod-1"]) == frozenset()
+
+
+async def test_a_pod_that_had_no_news_for_long_gets_time_to_answer(house: House) -> None:
+    house.agents.follow([pod()])
+    await house.until(lambda: len(house.stub.asked) == 2)
+    house.clock.now += 20
+    assert house.agents.answering(["pod-1"]) == {"pod-1"}
+    house.clock.now += STALE
+    assert house.agents.answering(["pod-1"]) == frozenset()
+    assert house.agents.state("pod-1") == state()
+
+
+async def test_a_vanished_pod_is_believed_by_the_key_it_has_used(house: House) -> None:
+    house.agents.follow([pod()])
+    await house.until(lambda: len(house.stub.asked) == 2)
+    house.store.remove("secrets", config_secret(KEY, 2))
+    house.stub.say(state(seq=2, held=3))
+    await house.until(lambda: house.agents.state("pod-1") == state(seq=2, held=3))
+    new = config_secret(bytes(32), 4)  # the pool was made anew
+    house.store.put("secrets", {**new, "metadata": {**new["metadata"], "uid": "config-2"}})
+    house.stub.say(state(seq=3, held=4))
+    await house.until(lambda: house.agents.state("pod-1") == state(seq=3, held=4))
+
+
+async def test_asking_now(house: House) -> None:
+    house.agents.follow([pod(), pod("pod-2"), pod("pod-3", ip="127.0.0.2")])
+    await house.until(lambda: house.agents.state("pod-1") is not None)
+    house.stub.text = sign(state(seq=1, held=4).to_message(), KEY)
+    asked = len(house.stub.asked)
+    assert await house.agents.ask_now(["pod-1", "pod-2", "pod-3", "unknown"]) == {"pod-1": state(held=4)}
+    assert {} in house.stub.asked[asked:]
+    assert house.agents.state("pod-1") == state(held=4)
+
+
+async def test_asking_now_does_not_wait_for_a_silent_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents_module, "NOW", 0.05)
+    house.agents.follow([pod()])
+    await house.until(lambda: len(house.stub.asked) == 2)
+    house.stub.seq = 0  # so that it waits for news, whoever asks
+    assert await house.agents.ask_now(["pod-1"]) == {}
+    assert house.agents.state("pod-1") == state()

@@ -23,6 +23,7 @@ def test_all_are_here() -> None:
         "neon.yaml",
         "cloudnativepg.yaml",
         "plain-postgresql.yaml",
+        "shared.yaml",
     }
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from poolfleet.api.base import explain
 from poolfleet.api.pgpool import PgPoolSpec
 from poolfleet.api.pgserver import PgServerSpec
-from tests.api_corpus import FULL_POOL, INVALID, MODELS, POOL, REF_POOL, VALID, Manifest, changed
+from tests.api_corpus import FULL_POOL, INVALID, MODELS, POOL, VALID, Manifest, changed
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -34,7 +34,11 @@ def test_defaults() -> None:
             "maxConnections": 100,
             "headroom": "10%",
             "discoveryIntervalSeconds": 300,
+            "allowedNamespaces": {"from": "Same"},
+            "roleLimits": "Off",
+            "managedRoles": [],
         },
+        "share": {"weight": 1},
         "poolMode": "transaction",
         "databases": [{"name": "shop", "weight": 1}],
         "users": [{"secretRef": {"name": "shop-app", "usernameKey": "username", "passwordKey": "password"}}],
@@ -68,11 +72,6 @@ def test_everything_that_is_said_is_read() -> None:
 
 
 def test_names_that_follow_from_others() -> None:
-    inline, referenced = (PgPoolSpec.model_validate(each["spec"]) for each in (POOL, REF_POOL))
-    assert inline.server_key("demo", "shop") == ("demo", "shop")
-    assert referenced.server_key("demo", "shop") == ("data", "shop-db")
-    without = PgPoolSpec.model_validate(changed(REF_POOL, "serverRef", {"name": "db"})["spec"])
-    assert without.server_key("demo", "shop") == ("demo", "db")
     databases = PgPoolSpec.model_validate(FULL_POOL["spec"]).databases
     assert [database.dbname for database in databases] == ["Shop é", "shop_session"]
 

@@ -75,8 +75,28 @@ def test_the_table_says_what_missed_its_goal() -> None:
     lines = text(figures).splitlines()
     assert lines[2].split("  ")[-1] == "<= 35 MiB MISSED"
     assert "memory: of | all" in lines[-1]
-    page = run.page(figures, 60, "v1")
+    bench = run.Bench()
+    bench.figures = figures
+    page = run.page(run.PAGE.read_text(), bench, "on a machine\n", 60)
+    assert "on a machine" in page
     assert "| memory | 36 MiB | <= 35 MiB MISSED | of \\| all |" in page
+
+
+def test_a_block_of_the_page_is_written_between_its_markers_and_nowhere_else() -> None:
+    page = "head\n<!-- bench a -->\nold\n<!-- end of bench a -->\ntail\n"
+    new = run.between(page, "a", "new")
+    assert new == "head\n<!-- bench a -->\n\nnew\n\n<!-- end of bench a -->\ntail\n"
+    assert run.between(new, "a", "new") == new
+    for broken in ("head\n", page + page, page.replace("<!-- end of bench a -->\n", "")):
+        with pytest.raises(ValueError, match="bench a"):
+            run.between(broken, "a", "new")
+
+
+@pytest.mark.parametrize("parts", [["operator"], ["throughput", "agent", "peers"]])
+def test_the_table_is_not_written_from_some_of_its_parts(parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main([*parts, "--write"])
+    assert "operator, polling, throughput, agent together" in capsys.readouterr().err
 
 
 def test_a_part_that_fails_costs_no_other_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +116,7 @@ def test_a_part_that_fails_costs_no_other_its_figures(monkeypatch: pytest.Monkey
     monkeypatch.setattr(polling, "measure", lambda kubectl, rest, busy: [Figure("polling", "1 %")])
     monkeypatch.setattr(agents, "measure", lambda ground, seconds: [Figure("agent", "2 MiB")])
     options = argparse.Namespace(rest=1, edits=1, rounds=1, seconds=1)
-    bench = run.measure(run.PARTS, options)
+    bench = run.measure(run.FIGURES, options)
     assert [figure.what for figure in bench.figures] == ["polling", "agent"]
     assert len(bench.failed) == 2
     assert dropped == [True]

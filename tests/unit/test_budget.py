@@ -2,15 +2,8 @@
 
 import pytest
 
-from poolfleet.plan.budget import (
-    Budget,
-    Discovery,
-    Limits,
-    adopt,
-    compute,
-    headroom_connections,
-    next_reading,
-)
+from poolfleet.plan.budget import Budget, compute, headroom_connections
+from poolfleet.plan.discovery import Discovery, Limits
 
 
 def test_the_budget_of_a_plain_server_of_100() -> None:
@@ -49,25 +42,3 @@ def test_headroom(headroom: int | str, connections: int) -> None:
 def test_headroom_that_is_none(headroom: int | str) -> None:
     with pytest.raises(ValueError, match=r"headroom|invalid|could not"):
         headroom_connections(headroom, 100)
-
-
-def test_a_smaller_limit_counts_at_once() -> None:
-    before = Discovery(Limits(100), 10.0)
-    assert adopt(Limits(50), "17", before, 20.0).limits.max_connections == 50
-
-
-def test_a_larger_limit_counts_after_two_equal_readings_a_minute_apart() -> None:
-    first = adopt(Limits(200), "17", Discovery(Limits(100), 10.0), 20.0)
-    assert first.limits.max_connections == 100
-    assert next_reading(first, 300.0) == 80.0
-    too_soon = adopt(Limits(200), "17", first, 79.0)
-    assert too_soon.limits.max_connections == 100
-    other = adopt(Limits(300), "17", first, 90.0)
-    assert other.limits.max_connections == 100
-    assert other.candidate is not None and other.candidate.since == 90.0
-    assert adopt(Limits(200), "17", too_soon, 81.0).limits.max_connections == 200
-
-
-def test_the_first_reading_is_due_at_once() -> None:
-    assert next_reading(None, 300.0) == 0.0
-    assert next_reading(Discovery(Limits(1), 10.0), 300.0) == 310.0

@@ -129,6 +129,7 @@ def test_operator_understands_its_arguments() -> None:
     assert config("namespaced") == replace(default, namespaces=("blog", "shop"))
     assert config("namespaced, own namespace") == replace(default, namespaces=("poolfleet-system",))
     assert config("no Secret watch") == replace(default, watch_secrets=False)
+    assert config("no fast lane") == replace(default, fast_lane=False)
     assert config("no user") == replace(default, settings=replace(default.settings, run_as_user=None))
     assert config("pull secrets") == replace(default, settings=replace(default.settings, image_pull_secrets=("a", "b")))
     assert config("everything") == replace(default, workers=3)
@@ -162,7 +163,9 @@ def test_rights_have_no_wildcard_and_are_never_more_than_needed(name: str) -> No
         assert "update" not in verbs or resource in {"leases", "pgpools/finalizers"}
         # What plan/pool.py calls doomed: children that the spec does not ask for any more.
         assert "delete" not in verbs or resource in {"networkpolicies", "secrets"}
-        assert not {"roles", "rolebindings", "nodes", "pods/exec", "serviceaccounts"} & {resource}
+        assert not {"roles", "rolebindings", "pods/exec", "serviceaccounts"} & {resource}
+        # What is in no namespace is only read, and not at all by an operator of single namespaces.
+        assert resource not in {"namespaces", "nodes"} or verbs <= {"get", "list", "watch"}
     # PgPools belong to their users: the operator writes only their status.
     assert {frozenset(v) for _, r, v, _ in rules(name, "ClusterRole", "Role") if r == "pgpools"} <= {
         frozenset({"get", "list", "watch"})
@@ -183,7 +186,10 @@ def test_rights_cover_every_kind_that_the_operator_handles(name: str) -> None:
         kinds.LEASE: {"get", "create", "update"},
         kinds.EVENT: {"create", "patch"},
     }
-    assert wanted.keys() == set(kinds.ALL.values())
+    in_no_namespace = {kinds.NAMESPACE: {"get", "list", "watch"}, kinds.NODE: {"get"}}
+    assert wanted.keys() | in_no_namespace.keys() == set(kinds.ALL.values())
+    assert {kind for kind in kinds.ALL.values() if not kind.namespaced} == in_no_namespace.keys()
+    wanted |= in_no_namespace if name == "defaults" else {}
     for kind, verbs in wanted.items():
         assert granted.pop((kind.group, kind.plural)) == verbs, kind
     assert granted.pop((kinds.POOL.group, "pgpools/status")) == {"get", "patch"}

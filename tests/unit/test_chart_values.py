@@ -34,6 +34,7 @@ from tests.unit.chart_kit import (
         (("operator.logLevel=loud",), "/operator/logLevel"),
         (("operator.workers=0",), "/operator/workers"),
         (("crds.install=perhaps",), "/crds/install"),
+        (("fastLane=perhaps",), "/fastLane"),
         (("metrics.serviceMonitor.interval=often",), "interval"),
         (("watchNamespaces={shop}",), "rbac.scope=Namespaced"),
     ],
@@ -50,8 +51,9 @@ def test_notes_say_what_to_type_next(tmp_path: Path) -> None:
     (chart / "templates" / "NOTES.txt").rename(chart / "notes.txt")
     wrapped = """{"kind": "Notes", "text": {{ tpl (.Files.Get "notes.txt") . | toJson }}}"""
     (chart / "templates" / "notes.yaml").write_text(wrapped)
+    first = ["helm test poolfleet", "every namespace", "kubectl wait", "kind: PgPool", "keeps the Custom"]
     for values, wanted in (
-        ((), ["helm test poolfleet", "every namespace", "kubectl wait", "kind: PgPool", "keeps the Custom"]),
+        ((), [*first, "allowedNamespaces"]),
         (RENDERS["namespaced"], ["PgPools of namespace blog, shop", "--namespace blog"]),
         (RENDERS["no crds"], ["kubectl apply --server-side -f crds/"]),
         (RENDERS["crds not kept"], ["DELETES every PgPool"]),

@@ -95,6 +95,15 @@ def test_lists_that_are_maps() -> None:
         ("PgPool", ".spec.databases"): ["name"],
         ("PgPool", ".spec.users"): "atomic",
         ("PgPool", ".status.conditions"): ["type"],
+        ("PgPool", ".spec.server.allowedNamespaces.selector.matchExpressions"): "atomic",
+        ("PgPool", ".spec.server.allowedNamespaces.selector.matchExpressions[].values"): "atomic",
+        ("PgPool", ".spec.server.managedRoles"): "set",
+        ("PgServer", ".spec.allowedNamespaces.selector.matchExpressions"): "atomic",
+        ("PgServer", ".spec.allowedNamespaces.selector.matchExpressions[].values"): "atomic",
+        ("PgServer", ".spec.managedRoles"): "set",
+        ("PgServer", ".status.discovery.databaseLimits"): ["name"],
+        ("PgServer", ".status.discovery.roleLimits"): ["name"],
+        ("PgServer", ".status.roleLimits"): ["role"],
         ("PgServer", ".status.pools"): ["namespace", "name"],
         ("PgServer", ".status.ledger.entries"): ["pod", "database"],
         ("PgServer", ".status.ledger.resting"): "atomic",
@@ -113,6 +122,7 @@ def test_both_ways_to_name_a_server_have_the_same_fields() -> None:
 def test_an_object_that_may_be_left_out_gets_no_default() -> None:
     spec = root("PgPool")["properties"]["spec"]["properties"]
     assert {name for name, schema in spec.items() if schema.get("default") == {}} == {
+        "share",
         "service",
         "networkPolicy",
         "drain",

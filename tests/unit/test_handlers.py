@@ -7,10 +7,22 @@ import pytest
 from poolfleet.api import names
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Key
-from poolfleet.controller.handlers import WATCHES, Observer, server_of, settings
+from poolfleet.controller.handlers import WATCHES, Observer, server_of, settings, watches
 from poolfleet.controller.queue import KeyedQueue
 from poolfleet.controller.store import Store
-from poolfleet.kube.kinds import DEPLOYMENT, LEASE, NETWORK_POLICY, PDB, POD, POOL, SECRET, SERVER, SERVICE, Kind
+from poolfleet.kube.kinds import (
+    DEPLOYMENT,
+    LEASE,
+    NAMESPACE,
+    NETWORK_POLICY,
+    PDB,
+    POD,
+    POOL,
+    SECRET,
+    SERVER,
+    SERVICE,
+    Kind,
+)
 
 
 def body(name: str, version: int = 1, spec: dict[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:
@@ -56,7 +68,8 @@ BOTH = {"pgpools/shop", "pgservers/db"}
 def test_a_pool_and_its_server(house: House) -> None:
     assert house.after(POOL, body("shop", 2, {"serverRef": {"name": "db"}})) == BOTH
     assert house.after(POOL, body("inline", 2)) == {"pgpools/inline", "pgservers/inline"}
-    assert house.after(POOL, body("far", 2, {"serverRef": {"name": "db", "namespace": "data"}})) == {"pgpools/far"}
+    elsewhere = {"serverRef": {"name": "main", "namespace": "data"}}
+    assert house.after(POOL, body("far", 2, elsewhere)) == {"pgpools/far", "pgservers/main"}
 
 
 def test_a_server_and_its_pools(house: House) -> None:
@@ -129,7 +142,66 @@ def test_the_server_of_a_pool() -> None:
     assert server_of(body("shop")) == Key(SERVER.plural, "demo", "shop")
     same = {"serverRef": {"name": "db", "namespace": "demo"}}
     assert server_of(body("shop", spec=same)) == Key(SERVER.plural, "demo", "db")
-    assert server_of(body("shop", spec={"serverRef": {"name": "db", "namespace": "data"}})) is None
+    elsewhere = {"serverRef": {"name": "db", "namespace": "data"}}
+    assert server_of(body("shop", spec=elsewhere)) == Key(SERVER.plural, "data", "db")
+
+
+def far(name: str, namespace: str, version: int = 1, **metadata: Any) -> dict[str, Any]:
+    """A pool that uses the PgServer demo/db from another namespace."""
+    spec = {"serverRef": {"name": "db", "namespace": "demo"}}
+    return body(name, version, spec, namespace=namespace, **metadata)
+
+
+def test_pools_of_other_namespaces_are_a_servers_too(house: House) -> None:
+    house.after(POOL, far("a", "team-a"))
+    assert house.after(SERVER, body("db", 2)) == BOTH | {"pgpools/a"}
+    assert house.after(POD, of_pool("a-0", "a", namespace="team-a")) == {"pgpools/a", "pgservers/db"}
+    house.observer.secret_changed("demo", "ca")
+    assert house.keys() == set(), "it has no CA any more"
+    house.after(SERVER, body("db", 3, {"tls": {"caSecretRef": {"name": "ca"}}}))
+    house.observer.secret_changed("team-a", "ca")
+    assert house.keys() == set(), "the CA is in the server's namespace"
+    house.observer.secret_changed("demo", "ca")
+    assert house.keys() == BOTH | {"pgpools/a"}
+
+
+def test_a_namespace_wakes_its_pools_with_servers_elsewhere(house: House) -> None:
+    house.after(POOL, far("a", "team-a"))
+    labels = {"metadata": {"name": "team-a", "uid": "ns-a", "resourceVersion": "1", "labels": {"team": "a"}}}
+    assert house.after(NAMESPACE, labels) == {"pgpools/a", "pgservers/db"}
+    own = {"metadata": {"name": "demo", "uid": "ns-demo", "resourceVersion": "1"}}
+    assert house.after(NAMESPACE, own) == set()
+
+
+def test_pools_of_one_server_are_told_of_each_others_specs_but_not_of_numbers(house: House) -> None:
+    assert house.after(POOL, far("a", "team-a", generation=1)) == BOTH | {"pgpools/a"}
+    assert house.after(POOL, far("a", "team-a", 2, generation=1)) == {"pgpools/a", "pgservers/db"}
+    assert house.after(POOL, far("a", "team-a", 3, generation=2)) == BOTH | {"pgpools/a"}
+    house.observer.gone(POOL, far("a", "team-a", 4, generation=2))
+    assert house.keys() == BOTH | {"pgpools/a"}
+
+
+def test_pgservers_that_are_the_same_server_are_told_of_each_other(house: House) -> None:
+    one, two = {"host": "pg.example.com"}, {"host": "PG.example.com.", "port": 5432}
+    house.after(SERVER, body("one", spec=one))
+    assert house.after(SERVER, body("two", 1, two)) == {"pgservers/one", "pgservers/two"}
+    assert house.after(SERVER, body("two", 2, two)) == {"pgservers/two"}, "nothing that concerns the other"
+    granted = {**body("two", 3, two), "status": {"granted": 5}}
+    assert house.after(SERVER, granted) == {"pgservers/one", "pgservers/two"}
+    assert house.after(SERVER, {**body("two", 4, {"host": "other"}), "status": {"granted": 5}}) == {
+        "pgservers/one",
+        "pgservers/two",
+    }
+    assert house.after(SERVER, body("two", 5, {"host": "third"})) == {"pgservers/two"}
+    house.after(SERVER, body("two", 6, two))
+    house.observer.gone(SERVER, body("one", 7, one))
+    assert house.keys() == {"pgservers/one", "pgservers/two"}
+
+
+def test_who_serves_single_namespaces_watches_no_namespaces() -> None:
+    assert watches((), True) == tuple(WATCHES)
+    assert {each.kind for each in WATCHES} - {each.kind for each in watches(("demo",), True)} == {NAMESPACE}
+    assert {each.kind for each in WATCHES} - {each.kind for each in watches((), False)} == {SECRET}
 
 
 def test_kopf_neither_posts_nor_scans_nor_peers_and_selects_on_the_server() -> None:

@@ -191,6 +191,15 @@ async def test_steady_clients_tell_each_failure_and_go_on(capsys: pytest.Capture
     assert summary["queries"] == server.queries - 2
 
 
+async def test_a_steady_client_may_ask_several_times_on_one_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    async with standing_in(StandIn()) as where:
+        options = ["--clients", "1", "--queries", "3", "--interval-ms", "5", "--duration", "0.4"]
+        summary = await steady.steady(steady.parse([*where, *options]))
+    assert summary["queries"] > 6
+    assert summary["connects"] == -(-summary["queries"] // 3)
+    assert json_lines(capsys)
+
+
 async def test_steady_clients_end_with_standard_input(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,8 +259,16 @@ async def test_a_login_announces_the_first_refusal_of_each_host(capsys: pytest.C
 
 
 def test_a_sampler_sums_up() -> None:
-    assert sampler.summary([3, 9, 4, 4], 0.4) == {"samples": 4, "max": 9, "median": 4, "seconds": 0.4}
+    summed_up = {"samples": 4, "max": 9, "median": 4, "late": 1, "seconds": 0.4}
+    assert sampler.summary([3, 9, 4, 4], 0.4, late=1) == summed_up
     assert sampler.summary([], 0.0)["max"] is None
+
+
+def test_a_sampler_names_the_backends_that_have_come_and_gone() -> None:
+    before = [(7, "app@shop", "10.0.0.1", 1.0), (8, "app@shop", "10.0.0.1", 2.0), (9, "app@shop", "10.0.0.2", 3.0)]
+    after = [before[0], (9, "app@shop", "10.0.0.3", 4.5)]  # the system has given a number to another process
+    assert sampler.changes(before, after) == {"came": [[9, "10.0.0.3", 4.5]], "gone": [8, 9]}
+    assert sampler.changes(after, after) == {"came": [], "gone": []}
 
 
 def test_a_sampler_waits_for_its_next_sample_or_the_end_of_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

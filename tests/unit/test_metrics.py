@@ -1,6 +1,9 @@
 """The operator's metrics."""
 
+from typing import Any
+
 from poolfleet.controller import metrics
+from poolfleet.controller.metrics import PoolNumbers, ServerNumbers
 from poolfleet.kube.client import Call
 from poolfleet.kube.kinds import POOL
 
@@ -9,16 +12,49 @@ def lines(*parts: str) -> list[str]:
     return [line for line in metrics.render().decode().splitlines() if all(part in line for part in parts)]
 
 
+def numbers(budget: int = 85, **more: Any) -> ServerNumbers:
+    pools = {"demo/shop": PoolNumbers(granted=40, held=12, unproven=6), "demo/old": PoolNumbers(5, 0, 0)}
+    values: dict[str, Any] = {"free": 37, "reserve": 2, "ghosts": 3, "others": 7, "unaccounted": 1, "pools": pools}
+    return ServerNumbers(budget, **{**values, **more})
+
+
 def test_the_numbers_of_a_server_follow_its_pools_and_go_with_it() -> None:
-    metrics.set_server("demo", "db", 85, 3, {"demo/shop": (40, 12), "demo/old": (5, 0)})
-    assert lines('poolfleet_budget_connections{namespace="demo",server="db"} 85.0')
-    assert lines('poolfleet_granted_connections{namespace="demo",pool="demo/shop",server="db"} 40.0')
-    assert lines('poolfleet_held_connections{namespace="demo",pool="demo/shop",server="db"} 12.0')
-    metrics.set_server("demo", "db", 80, 0, {"demo/shop": (41, 12)})
+    metrics.set_server("demo", "db", numbers())
+    for name, value in (("budget", 85), ("free", 37), ("reserve", 2), ("ghost", 3), ("others", 7), ("unaccounted", 1)):
+        assert lines(f'poolfleet_{name}_connections{{namespace="demo",server="db"}} {value}.0')
+    for name, value in (("granted", 40), ("held", 12), ("unproven", 6)):
+        assert lines(f'poolfleet_{name}_connections{{namespace="demo",pool="demo/shop",server="db"}} {value}.0')
+    pools = {"demo/shop": PoolNumbers(41, 12, 0)}
+    metrics.set_server("demo", "db", numbers(80, others=None, unaccounted=None, pools=pools))
     assert not lines('pool="demo/old"')
+    assert not lines("poolfleet_others_connections{")
     metrics.drop_server("demo", "db")
     metrics.drop_server("demo", "db")
     assert not lines('server="db"')
+
+
+def test_seconds_over_the_budget() -> None:
+    def seconds() -> str:
+        [line] = lines('poolfleet_over_budget_seconds_total{namespace="demo",server="cut"}')
+        return line.rpartition(" ")[2]
+
+    metrics.set_server("demo", "cut", numbers(45), 100.0)
+    metrics.set_server("demo", "cut", numbers(44), 110.0)
+    assert seconds() == "0.0", "45 granted, and a budget of 45 until now"
+    metrics.set_server("demo", "cut", numbers(44), 112.5)
+    assert seconds() == "2.5"
+    metrics.set_server("demo", "cut", numbers(45), 113.0)
+    metrics.set_server("demo", "cut", numbers(45), 120.0)
+    assert seconds() == "3.0"
+    metrics.drop_server("demo", "cut")
+    assert not lines('server="cut"')
+
+
+def test_directives_sent_by_http_are_counted() -> None:
+    metrics.set_posts({"taken": 3, "refused": 0})
+    metrics.set_posts({"taken": 5, "refused": 1})
+    assert lines('poolfleet_directive_posts_total{result="taken"} 5.0')
+    assert lines('poolfleet_directive_posts_total{result="refused"} 1.0')
 
 
 def test_a_request_is_counted_by_verb_kind_and_code() -> None:

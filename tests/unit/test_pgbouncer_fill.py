@@ -6,6 +6,7 @@ import pytest
 
 from poolfleet.pgbouncer import fill
 from poolfleet.pgbouncer.fill import Malformed
+from poolfleet.pgbouncer.render import DatabaseLine, Settings, render_ini
 
 TEMPLATE = """;; comment
 [databases]
@@ -91,3 +92,17 @@ def test_databases() -> None:
     assert fill.databases(TEMPLATE) == ["shop", "ü"]
     with pytest.raises(Malformed):
         fill.databases("")
+
+
+def test_the_roles_that_databases_log_in_as() -> None:
+    odd = "o'brien user=x = ' y"
+    lines = [
+        DatabaseLine("shop", "pg.x", 5432, "shop", odd, "it's user='no'"),
+        DatabaseLine("a user=b = c", "pg.x", 5432, "user='no'"),
+        DatabaseLine("user=", "pg.x", 5432, "' user="),
+    ]
+    found = fill.users(render_ini(lines, Settings(max_client_conn=10)))
+    assert found == {"shop": odd, "a user=b = c": None, "user=": None}
+    assert fill.users(TEMPLATE) == {"shop": None, "ü": None}
+    with pytest.raises(Malformed):
+        fill.users("no template")

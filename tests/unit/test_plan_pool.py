@@ -11,7 +11,8 @@ from poolfleet.api.conditions import Reason
 from poolfleet.api.wire import config_hash
 from poolfleet.plan import config
 from poolfleet.plan.objects.secret import decode
-from poolfleet.plan.pool import Doomed, Plan, plan, wishes
+from poolfleet.plan.pool import Doomed, Plan, frozen, plan, wishes
+from poolfleet.plan.sizing import PoolWish
 from tests.unit.pool_fixtures import (
     SECRETS,
     SETTINGS,
@@ -237,6 +238,52 @@ def test_wishes_of_a_new_pool_are_those_of_its_spec() -> None:
     assert wishes({**pool_body(), "spec": {}}, None) is None
 
 
+def test_wishes_have_the_share_of_the_spec() -> None:
+    wish = wishes(pool_body(share={"weight": 3, "min": 5, "max": 60}, replicas=4), None)
+    assert wish is not None
+    assert (wish.replicas, wish.weight, wish.least, wish.most) == (4, 3, 5, 60)
+    bare = pool_body(replicas=None)
+    left_out = wishes(bare, None)
+    assert left_out is not None
+    assert (left_out.replicas, left_out.weight, left_out.least, left_out.most) == (2, 1, 0, None)
+
+
+def test_wishes_have_the_roles_that_the_served_configuration_logs_in_as() -> None:
+    secrets = {**GUEST, "role": {"username": b"owner", "password": b"x"}}
+    forced = {"name": "forced", "credentialsSecretRef": {"name": "role"}}
+    body = pool_body(users=TWO_USERS, databases=[{"name": "shop"}, forced])
+    before = settled(body, secrets=secrets)
+    wish = wishes(body, before.config)
+    assert wish is not None
+    assert wish.roles == {"shop": frozenset({"shop", "guest"}), "forced": frozenset({"owner"})}
+    # A removed user is still in the userlist, but nobody logs in as him.
+    fewer = pool_body(databases=[{"name": "shop"}, forced])
+    after = of(plan(view(fewer, secrets=secrets, live=before.children)), "Secret", "shop-config")
+    assert '"guest"' in data(after)["userlist.txt"]
+    wish = wishes(fewer, after)
+    assert wish is not None
+    assert wish.roles == {"shop": frozenset({"shop"}), "forced": frozenset({"owner"})}
+    # The spec alone makes no role one of the pool's.
+    assert (wishes(pool_body(users=TWO_USERS), None) or wish).roles == {}
+
+
+def test_a_configuration_with_a_spoilt_key_has_no_roles() -> None:
+    files = settled().config_files
+    assert config.served_roles(files) == {"shop": frozenset({"shop"})}
+    assert config.served_roles({**files, names.KEY_FILE: b"no hex"}) == {}
+
+
+def test_a_frozen_wish_is_not_more_than_its_share() -> None:
+    wish = PoolWish("a/b", "u", 0.0, {"x": 2, "y": 1}, "c", replicas=50, weight=9, least=80, most=70)
+    kept = frozen(wish, 10, {"x", "z"})
+    assert (dict(kept.databases), kept.replicas, kept.least, kept.most) == ({"x": 2}, 9, 0, 10)
+    assert kept.floor == 10
+    assert frozen(replace(wish, most=5), 10, {"x"}).most == 5
+    assert frozen(wish, 0, {"x", "y"}).replicas == 0
+    assert frozen(wish, 10, ()).floor == 0
+
+
 @pytest.mark.parametrize("ini", [b"", b"\xff", b"[databases]\nnonsense"])
 def test_a_spoilt_configuration_serves_nothing(ini: bytes) -> None:
     assert config.served_databases({names.INI_FILE: ini}) == ()
+    assert config.served_roles({**settled().config_files, names.INI_FILE: ini}) == {}

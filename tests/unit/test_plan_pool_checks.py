@@ -7,7 +7,8 @@ import pytest
 from poolfleet.api.conditions import Reason
 from poolfleet.plan.checks import Finding, Part
 from poolfleet.plan.pool import Plan, plan
-from tests.unit.pool_fixtures import Body, pool_body, server_body, settled, view
+from poolfleet.plan.status import conclude
+from tests.unit.pool_fixtures import Body, data, of, pool_body, server_body, settled, view
 
 
 def first(planned: Plan) -> Finding:
@@ -25,11 +26,53 @@ def test_a_spec_that_this_operator_does_not_understand() -> None:
     assert found.blocks == Part.ALL
 
 
-def test_a_server_in_another_namespace() -> None:
-    body = pool_body(server=None, serverRef={"name": "db", "namespace": "other"})
-    found = first(plan(view(body, server_body("db"))))
-    assert found.reason == Reason.NAMESPACE_NOT_ALLOWED
-    assert '"other"' in found.message
+ELSEWHERE = {"name": "db", "namespace": "data"}
+
+
+def far_server(**allowed: Any) -> Body:
+    """PgServer data/db, with its spec.allowedNamespaces."""
+    server = server_body("db")
+    metadata = {"name": "db", "namespace": "data", "uid": "uid-server", "resourceVersion": "20"}
+    return {**server, "metadata": metadata, "spec": {**server["spec"], "allowedNamespaces": allowed}}
+
+
+def with_line(server: Body, **line: Any) -> Body:
+    """The same with a line in status.pools for demo/shop."""
+    lines = [{"namespace": "demo", "name": "shop", "uid": "uid-pool", **line}]
+    return {**server, "status": {**server["status"], "pools": lines}}
+
+
+def test_a_server_of_a_namespace_that_does_not_allow_the_pools() -> None:
+    body = pool_body(server=None, serverRef=ELSEWHERE)
+    secret = {"type": "Stalled", "status": "True", "reason": "SecretNotFound", "message": "10.1.2.3 is not for you"}
+    server = far_server()
+    seen = view(body, {**server, "status": {**server["status"], "conditions": [secret]}})
+    [found] = plan(seen).findings
+    assert (found.reason, found.blocks) == (Reason.NAMESPACE_NOT_ALLOWED, Part.ALL)
+    assert 'PgServer "db" of namespace "data" does not allow PgPools of namespace "demo"' in found.message
+    assert "spec.allowedNamespaces" in found.message
+    assert "not for you" not in str(conclude(seen, plan(seen)).status)
+
+
+def test_a_server_of_another_namespace_that_allows_the_pools() -> None:
+    body = pool_body(server=None, serverRef=ELSEWHERE)
+    planned = plan(view(body, far_server(**{"from": "All"})))
+    assert planned.findings == ()
+    ini = data(of(planned, "Secret", "shop-config"))["pgbouncer.ini"]
+    assert "host='postgres.data.svc'" in ini, "a single label is a Service of the PgServer's namespace"
+    near = data(of(plan(view()), "Secret", "shop-config"))["pgbouncer.ini"]
+    assert "host='postgres'" in near, "as it ever was: another name would load every fleet anew"
+
+
+def test_a_pool_that_is_not_allowed_any_more_keeps_its_fleet() -> None:
+    body = pool_body(server=None, serverRef=ELSEWHERE)
+    before = settled(body, far_server(**{"from": "All"}))
+    server = with_line(far_server(), budget=30, admitted=True)
+    seen = view(pool_body(server=None, serverRef=ELSEWHERE, replicas=5), server, live=before.children)
+    planned = plan(seen)
+    assert [finding.reason for finding in planned.findings] == [Reason.NAMESPACE_NOT_ALLOWED]
+    assert (planned.apply, planned.delete) == ((), ())
+    assert conclude(seen, planned).status["connections"]["budget"] == 30
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -44,13 +87,6 @@ def test_a_server_whose_spec_cannot_be_read() -> None:
     found = first(plan(view(body, {**server_body("db"), "spec": {"host": "x", "port": 0}})))
     assert found.reason == Reason.INVALID_SPEC
     assert 'PgServer "db": spec.port' in found.message
-
-
-def test_a_server_that_an_older_pool_has() -> None:
-    planned = plan(view(serving="demo/older"))
-    assert first(planned).reason == Reason.SERVER_IN_USE
-    assert '"demo/older"' in first(planned).message
-    assert not planned.apply
 
 
 @pytest.mark.parametrize(
@@ -116,6 +152,42 @@ def test_what_somebody_has_to_mend_at_the_server_is_said_at_the_pool_too() -> No
     assert plan(view(server=server_body(conditions=[{**stalled, "status": "False"}]))).findings == ()
 
 
+def test_what_older_pools_are_sure_of_is_not_there() -> None:
+    body = pool_body(replicas=3)
+    assert plan(view(body, server_body(budget=9), elders=1, elders_need=5)).findings == ()
+    found = first(plan(view(body, server_body(budget=8), elders=1, elders_need=5)))
+    assert found.reason == Reason.BUDGET_TOO_SMALL
+    assert 'the budget of PgServer "shop" is 8, of which an older pool needs 5.' in found.message
+    assert "Set replicas to 2 or less" in found.message
+    found = first(plan(view(body, server_body(budget=8), elders=3, elders_need=7)))
+    assert "of which 3 older pools need 7" in found.message
+
+
+def test_a_minimum_that_the_budget_has_not() -> None:
+    body = pool_body(share={"min": 40})
+    assert plan(view(body, server_body(budget=40))).findings == ()
+    found = first(plan(view(body, server_body(budget=39))))
+    assert (found.reason, found.blocks) == (Reason.BUDGET_TOO_SMALL, Part.PODS)
+    assert found.message.startswith('share.min is 40 connections, but the budget of PgServer "shop" is 39.')
+    assert "Set share.min to 39 or less" in found.message
+
+
+def test_a_pool_that_would_fit_but_is_not_admitted_says_so_and_is_not_held_up() -> None:
+    line = [{"namespace": "demo", "name": "shop", "uid": "uid-pool", "budget": 0, "admitted": False}]
+    found = first(plan(view(server=server_body(pools=line))))
+    assert (found.reason, found.blocks) == (Reason.BUDGET_TOO_SMALL, Part.NONE)
+    namesake = [{**line[0], "uid": "another"}]
+    assert plan(view(server=server_body(pools=namesake))).findings == ()
+
+
+def test_a_server_that_another_pgserver_is_already() -> None:
+    shared = {"type": "Stalled", "status": "True", "reason": "SharedServer", "message": "PgServer data/db is older."}
+    planned = plan(view(server=server_body(budget=0, conditions=[shared])))
+    said = 'PgServer "shop": PgServer data/db is older.'
+    assert planned.findings == (Finding(Reason.SHARED_SERVER, said, Part.PODS),)
+    assert "Deployment" not in written(planned)
+
+
 def test_without_pods_every_budget_is_enough() -> None:
     assert plan(view(pool_body(replicas=0), server_body(budget=0))).findings == ()
 
@@ -144,7 +216,10 @@ def test_the_most_fundamental_fault_speaks_and_all_are_found() -> None:
 FAULTS: dict[str, dict[str, Any]] = {
     "secret": {"secrets": {}},
     "parameter": {"body": pool_body(pgbouncer={"parameters": {"logfile": "x"}})},
-    "server": {"serving": "demo/older"},
+    "stranger": {
+        "body": pool_body(server=None, serverRef=ELSEWHERE),
+        "server": with_line(far_server(), granted=3),
+    },
     "spec": {"body": pool_body(replicas="x")},
 }
 

@@ -30,6 +30,7 @@ ENTRIES = (
     {"pod": "uid-b", "podName": "shop-b", "pool": "demo/shop", "database": "shop", "bound": 20, "grant": 20},
     {"pod": "uid-x", "podName": "x", "pool": "demo/other", "database": "shop", "bound": 7, "grant": 7},
 )
+LINE = {"namespace": "demo", "name": "shop", "uid": "uid-pool", "budget": 87, "granted": 32, "admitted": True}
 WITHIN = {"type": "BudgetSatisfied", "status": "True", "reason": "WithinBudget", "message": "87"}
 
 
@@ -38,7 +39,8 @@ def two(**more: Any) -> tuple[Pod, ...]:
 
 
 def healthy(**more: Any) -> PoolView:
-    return settled(server=server_body(entries=ENTRIES, conditions=[WITHIN]), pods=more.pop("pods", two()), **more)
+    server = server_body(entries=ENTRIES, conditions=[WITHIN], pools=[LINE])
+    return settled(server=server, pods=more.pop("pods", two()), **more)
 
 
 def concluded(seen: PoolView, *refusals: Refusal) -> Conclusion:
@@ -347,8 +349,13 @@ def test_the_first_client_is_shown() -> None:
     assert conclusion.numbers_moved == NOW + 20.0
 
 
-def test_a_pool_without_the_server_has_no_budget() -> None:
-    assert concluded(view(serving="demo/older")).status["connections"] == {"granted": 0, "inUse": 0}
+def test_the_budget_of_a_pool_is_its_share() -> None:
+    line = {"namespace": "demo", "name": "shop", "uid": "uid-pool", "budget": 31, "granted": 4}
+    others = [{**line, "name": "other", "budget": 5}, {**line, "namespace": "data"}, {**line, "uid": "earlier"}]
+    server = server_body(entries=ENTRIES, pools=[*others, line])
+    assert concluded(view(server=server)).status["connections"] == {"budget": 31, "granted": 32, "inUse": 0}
+    server = server_body(pools=others)
+    assert concluded(view(server=server)).status["connections"] == {"granted": 0, "inUse": 0}
 
 
 def test_a_vanished_pods_grant_is_no_pool_size() -> None:
@@ -381,9 +388,10 @@ def test_events_tell_a_fault_and_its_end_once() -> None:
 
 
 def test_of_conditions_with_one_reason_the_event_has_the_words_of_stalled() -> None:
-    [event] = concluded(view(serving="demo/older")).events
-    assert event.reason == Reason.SERVER_IN_USE
-    assert event.message.endswith("Add the databases there, or use another PgServer.")
+    body = pool_body(server=None, serverRef={"name": "db"})
+    [event] = concluded(view(body, no_server=True)).events
+    assert event.reason == Reason.SERVER_NOT_FOUND
+    assert event.message == 'PgServer "db" does not exist in namespace "demo". Create it.'
 
 
 def test_what_passes_by_itself_is_no_event() -> None:

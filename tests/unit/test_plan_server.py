@@ -6,18 +6,21 @@ import pytest
 
 from poolfleet.api.wire import AgentState, DatabaseState
 from poolfleet.plan import server
-from poolfleet.plan.budget import Candidate, Discovery, Limits, compute
-from poolfleet.plan.ledger import Entry, Ledger, Rest, World
-from poolfleet.plan.model import Condition, Pod
+from poolfleet.plan.budget import compute
+from poolfleet.plan.discovery import Discovery, Limits
+from poolfleet.plan.model import Condition, Pod, Sessions
 from poolfleet.plan.server import Problem, ServerView
+from poolfleet.plan.shares import divide_budget
+from poolfleet.plan.sizing import PoolWish
+from poolfleet.plan.world import Entry, Ledger, Rest, World
 
-ENTRY = Entry("p1", "shop-1", "ns/shop", "a", 12, 7, 41, 1000.25, 1001.5)
+ENTRY = Entry("p1", "shop-1", "ns/shop", "a", 12, 7, 41, 1000.25, 999.75, 1001.5)
 LEDGER = Ledger(41, (ENTRY,), (Rest(3, 1002.75),), 999.5)
 
 
 def view(**changes: object) -> ServerView:
     discovery = Discovery(Limits(100), 10.0, "17.2")
-    world = World("uid", 85, LEDGER, (), None, 1000.0)
+    world = World("uid", 85, LEDGER, (), (), 1000.0)
     base = ServerView(2, None, True, None, discovery, None, compute(None, discovery, "10%", True), world, ())
     return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -29,11 +32,6 @@ def found(conditions: list[Condition]) -> dict[str, tuple[str, str]]:
 def test_the_ledger_survives_its_status() -> None:
     assert server.read_ledger({"ledger": server.write_ledger(LEDGER)}) == LEDGER
     assert server.read_ledger({}) == Ledger()
-
-
-def test_discovery_survives_its_status() -> None:
-    known = Discovery(Limits(100, 3, 1), 5.5, "17", Candidate(Limits(200), 6.5))
-    assert server.read_discovery({"discovery": server.write_discovery(known)}) == known
 
 
 def test_numbers_add_up() -> None:
@@ -97,3 +95,31 @@ def test_ghosts_are_named() -> None:
 def test_a_declaration_above_the_servers_own_is_pointed_out() -> None:
     [condition] = [c for c in server.conditions(view(declared=500), LEDGER) if c.type == "BudgetSatisfied"]
     assert "maxConnections 500 is above" in condition.message
+
+
+def test_what_others_hold_is_not_free_and_is_named() -> None:
+    """Three sessions of a pool's role that no agent accounts for, and more of everybody else than the headroom."""
+    world = replace(view().world, ledger=Ledger(), sessions=Sessions(999.0, 5, {"shop": 3}, 11))
+    seen = view(world=world, others=11)
+    numbers = server.numbers(seen, Ledger())
+    assert (numbers["free"], numbers["unaccounted"], numbers["others"]) == (82, 3, 11)
+    [condition] = [c for c in server.conditions(seen, Ledger()) if c.type == "BudgetSatisfied"]
+    assert (condition.status, condition.reason) == ("True", "HeadroomExceeded")
+    assert "3 of role shop" in condition.message and "headroom of 10" in condition.message
+
+
+def test_every_pool_has_its_line_with_its_share() -> None:
+    """Two pools share by weight; a third, younger, for whose least there is no room, is not admitted."""
+    wishes = (
+        PoolWish("ns/old", "u1", 1.0, {"a": 1}, "c", replicas=2, weight=1),
+        PoolWish("ns/new", "u2", 2.0, {"a": 1}, "c", replicas=2, weight=2),
+        PoolWish("other/late", "u3", 3.0, {"a": 1}, "c", replicas=2, least=80),
+    )
+    names = [("ns", "old", "u1"), ("ns", "new", "u2"), ("other", "late", "u3")]
+    seen = view(world=replace(view().world, ledger=Ledger(), wishes=wishes), pools=names)
+    lines = server.pool_lines(seen, Ledger(), divide_budget(seen.world, Ledger()))
+    assert [(line["name"], line["admitted"], line["budget"]) for line in lines] == [
+        ("old", True, 28),
+        ("new", True, 57),
+        ("late", False, 0),
+    ]

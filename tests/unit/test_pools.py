@@ -11,7 +11,9 @@ from poolfleet.controller import pools
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.discoveries import Discoveries
+from poolfleet.controller.nodes import Nodes
 from poolfleet.controller.queue import KeyedQueue
+from poolfleet.controller.roles import Roles
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
 from poolfleet.kube.client import Kube
@@ -98,7 +100,9 @@ async def house() -> House:
         queue=KeyedQueue[Key](),
         agents=cast(Agents, FakeAgents()),
         secrets=cast(Secrets, FakeSecrets()),
+        nodes=Nodes(cast(Kube, kube), lambda: now[0]),
         discoveries=Discoveries(lambda: now[0]),
+        roles=Roles(Discoveries(lambda: now[0]), lambda: now[0]),
         recorder=cast(Recorder, FakeRecorder()),
         settings=SETTINGS,
         clock=lambda: now[0],

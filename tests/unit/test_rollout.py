@@ -1,12 +1,16 @@
-"""An operator upgrade rolls no pod; what rolls the fleet anyway takes the current images."""
+"""An operator upgrade rolls no pod; what rolls the fleet anyway takes the current images, and does not get stuck."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from poolfleet.plan import rollout
-from poolfleet.plan.model import Settings
-from poolfleet.plan.rollout import Rolled, decide, inputs_hash
+from poolfleet.plan.model import Pod, Settings
+from poolfleet.plan.pool import plan
+from poolfleet.plan.rollout import Rolled, Surge, decide, inputs_hash, surge
+from poolfleet.plan.status import conclude
+from tests.unit.pool_fixtures import NOW, Body, applied, conditions, pod, settled, view
 
 OLD = Settings(agent_image="agent:1", pgbouncer_image="pgbouncer:1", run_as_user=65532)
 NEW = Settings(
@@ -99,3 +103,78 @@ def test_a_spoilt_annotation_counts_as_absent(text: str | None) -> None:
 def test_inputs_hash_depends_on_contents_not_on_order() -> None:
     assert inputs_hash({"a": 1, "b": [1, 2]}) == inputs_hash({"b": [1, 2], "a": 1})
     assert inputs_hash({"a": 1}) != inputs_hash({"a": 2})
+
+
+# Rollouts without connections for one pod more
+
+
+def deployment(updated: int = 1, total: int = 3, available: int = 2, max_surge: int = 1, seen: int = 4) -> Body:
+    """One of two pods in the middle of a rollout, one pod added."""
+    rolling = {"maxSurge": max_surge, "maxUnavailable": 1 - max_surge}
+    counts = {"updatedReplicas": updated, "replicas": total, "availableReplicas": available}
+    return {
+        "metadata": {"generation": 4},
+        "spec": {"replicas": 2, "strategy": {"type": "RollingUpdate", "rollingUpdate": rolling}},
+        "status": {"observedGeneration": seen, **counts},
+    }
+
+
+def surging(age: float, **more: Any) -> list[Pod]:
+    """Two pods with grants, and a new one without that is `age` seconds old."""
+    old = [pod(name, raw_directive="{}") for name in ("a", "b")]
+    return [*old, pod("new", ready=False, created=NOW - age, **more)]
+
+
+def test_a_rollout_adds_a_pod_while_that_gets_connections() -> None:
+    assert surge(None, [], NOW) == Surge(more=True)
+    assert surge(deployment(), surging(1.0, raw_directive="{}"), NOW) == Surge(more=True)
+    assert surge(deployment(), surging(12.0), NOW) == Surge(more=True, again=18.0)
+    assert surge(deployment(), surging(29.9), NOW).more
+
+
+def test_a_pod_without_a_grant_for_30_seconds_ends_that() -> None:
+    assert surge(deployment(), surging(30.0), NOW) == Surge(more=False)
+
+
+@pytest.mark.parametrize("state", [{"scheduled": False}, {"terminating": True}, {"ended": True}])
+def test_what_waits_for_something_else_or_for_nothing_does_not(state: dict[str, bool]) -> None:
+    assert surge(deployment(), surging(300.0, **state), NOW) == Surge(more=True)
+
+
+def test_where_no_old_pod_is_left_nothing_is_gained_by_it() -> None:
+    assert surge(deployment(updated=2, total=2, available=1), surging(300.0), NOW) == Surge(more=True)
+
+
+@pytest.mark.parametrize(
+    "rolling",
+    [
+        deployment(max_surge=0),
+        deployment(updated=1, total=2, available=1, max_surge=0),
+        deployment(updated=2, total=2, available=1, max_surge=0),
+        deployment(updated=2, total=2, available=2, max_surge=0, seen=3),
+    ],
+)
+def test_it_stays_so_until_the_rollout_is_over(rolling: Body) -> None:
+    assert surge(rolling, [], NOW) == Surge(more=False)
+
+
+def test_then_it_is_as_before() -> None:
+    assert surge(deployment(updated=2, total=2, available=2, max_surge=0), [], NOW) == Surge(more=True)
+
+
+def test_the_deployment_and_the_status_say_so() -> None:
+    before = settled()
+    live = before.children["Deployment", "shop"]
+    counts = {"observedGeneration": 1, "updatedReplicas": 1, "replicas": 3, "availableReplicas": 2}
+    children = {**before.children, ("Deployment", "shop"): {**live, "status": counts}}
+    stuck = view(live=children, pods=tuple(surging(31.0)))
+    planned = plan(stuck)
+    assert [obj["kind"] for obj in planned.apply] == ["Deployment"]
+    assert planned.apply[0]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    on_the_way = view(live=applied(planned, children), pods=stuck.pods)
+    rolling = {**on_the_way.children["Deployment", "shop"], "status": counts}
+    on_the_way = view(live={**on_the_way.children, ("Deployment", "shop"): rolling}, pods=stuck.pods)
+    said = conditions(conclude(on_the_way, plan(on_the_way)).status)["Reconciling"]["message"]
+    assert "maxSurge 0, maxUnavailable 1" in said
+    soon = view(live=children, pods=tuple(surging(29.0)))
+    assert conclude(soon, plan(soon)).again == 1.0

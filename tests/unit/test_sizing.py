@@ -7,7 +7,7 @@ from poolfleet.plan.sizing import Claim, PoolWish, divide, water_fill
 
 
 def wish(weights: dict[str, int], caps: dict[str, int] | None = None) -> PoolWish:
-    return PoolWish("ns/p", "u", 0.0, weights, "", caps or {})
+    return PoolWish("ns/p", "u", 0.0, weights, "", caps=caps or {})
 
 
 def test_weights_share_in_proportion() -> None:

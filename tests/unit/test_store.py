@@ -161,3 +161,22 @@ def test_synced_is_per_kind(store: Store) -> None:
     store.mark_synced("pods")
     assert store.synced("pods")
     assert not store.synced("services")
+
+
+def test_a_deleted_object_is_found_by_its_uid_for_ten_minutes(store: Store, clock: Clock) -> None:
+    store.put("pods", obj("a", 1, uid="u1"))
+    assert store.last_seen("u1") is None, "it is not deleted"
+    store.remove("pods", obj("a", 2, uid="u1") | {"status": "last"})
+    assert (store.last_seen("u1") or {})["status"] == "last"
+    clock.now += REMEMBER + 1
+    assert store.last_seen("u1") is None
+
+
+def test_the_pools_that_name_a_server(store: Store) -> None:
+    far = {"serverRef": {"name": "db", "namespace": "data"}}
+    store.put("pgpools", obj("a", 1, spec=far))
+    store.put("pgpools", obj("b", 2, spec=far, metadata={"namespace": "data"}))
+    store.put("pgpools", obj("db", 3, spec={"server": {}}, metadata={"namespace": "data"}))
+    store.put("pgpools", obj("c", 4, spec={"serverRef": {"name": "db"}}))
+    assert {b["metadata"]["name"] for b in store.naming("data", "db")} == {"a", "b", "db"}
+    assert [b["metadata"]["name"] for b in store.naming("demo", "db")] == ["c"]

@@ -19,7 +19,7 @@ STATE = wire.AgentState(
     config="hash",
     config_error="",
     started="1-2",
-    databases={"shop": wire.DatabaseState(3, 2, 2, 10, 1, True, "")},
+    databases={"shop": wire.DatabaseState(3, 2, 2, 10, 1, 2, 3, True, True, "")},
     max_wait=0.25,
     pids=(1, 2),
     ready=True,
@@ -47,7 +47,13 @@ def test_an_added_member_breaks_the_mac_and_another_key_does_not_fit() -> None:
         wire.verify(text, bytes(32))
 
 
-@pytest.mark.parametrize("text", ["", "x", "null", "[]", "{}", '{"mac": 5}', '{"mac": "ü"}', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "null", "[]", "{}", '{"mac": 5}', '{"mac": "ü"}', b"\xff"),
+        *("[" * 100_000, '{"mac": "\\ud800"}', '{"mac": "x", "a": "\\udfff"}'),
+    ],
+)
 def test_garbage_is_a_wire_error(text: str | bytes) -> None:
     with pytest.raises(wire.WireError):
         wire.verify(text, KEY)
@@ -87,6 +93,14 @@ def test_a_state_without_a_member_is_refused(name: str) -> None:
     del message[name]
     with pytest.raises(wire.WireError):
         wire.AgentState.from_message(message)
+
+
+def test_agents_of_the_build_before_say_nothing_of_demand() -> None:
+    message = STATE.to_message()
+    for name in ("peak", "demand", "waited"):
+        del message["databases"]["shop"][name]
+    quiet = dataclasses.replace(STATE.databases["shop"], peak=0, demand=0, waited=False)
+    assert wire.AgentState.from_message(message) == dataclasses.replace(STATE, databases={"shop": quiet})
 
 
 @given(

@@ -10,16 +10,28 @@ class Refused(ValueError):
     """The directive is not obeyed; the text says why, without quoting it."""
 
 
+class Forged(Refused):
+    """Its MAC fits no key of this pool."""
+
+
+class Superseded(Refused):
+    """A newer one is applied: nothing is wrong, two lanes are never equally fast."""
+
+
+class NotReady(Refused):
+    """What is needed to judge it is not mounted yet."""
+
+
 def accept(
     text: str, *, keys: Sequence[bytes], pod: str, server: str, applied: Applied | None, max_grant: int | None
 ) -> wire.Directive | None:
-    """The directive in `text` if it is to be obeyed, None if it is absent or the one already applied.
+    """The directive in `text` if it is to be obeyed, None if it is the one already applied.
 
     `keys`: the MAC must fit one of them. `pod`, `server`: this pod's UID and its PgServer's. `max_grant`: the most that
-    one database may be granted; None (unknown) refuses everything. Raises Refused.
+    one database may be granted; None (unknown) refuses everything. Raises Refused, or the kind of it that fits.
     """
-    if not text.strip():
-        return None
+    if not pod:
+        raise NotReady("this pod's UID is not known yet")
     directive = _read(text, keys)
     if directive.pod != pod:
         raise Refused("it is for another pod")
@@ -28,21 +40,26 @@ def accept(
     if applied is not None and directive.rev <= applied.rev:
         if directive.rev == applied.rev:
             return None
-        raise Refused(f"its revision {directive.rev} is older than {applied.rev}, which is applied")
+        raise Superseded(f"its revision {directive.rev} is older than {applied.rev}, which is applied")
     if max_grant is None:
-        raise Refused("the largest possible grant is not known")
+        raise NotReady("the largest possible grant is not known")
     if any(n > max_grant for n in directive.grant.values()):
         raise Refused(f"it grants a database more than the server's {max_grant} connections")
     return directive
 
 
 def _read(text: str, keys: Sequence[bytes]) -> wire.Directive:
-    problem = "there is no key to check it with"
+    if not keys:
+        raise NotReady("there is no key to check it with")
+    problem = ""
     for key in keys:
         try:
-            return wire.Directive.from_message(wire.verify(text, key))
+            message = wire.verify(text, key)
         except wire.WireError as error:
             problem = str(error)
-        except RecursionError:
-            problem = "it is nested too deeply"
-    raise Refused(problem)
+        else:
+            try:
+                return wire.Directive.from_message(message)
+            except wire.WireError as error:
+                raise Refused(str(error)) from error
+    raise Forged(problem)

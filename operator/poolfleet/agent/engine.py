@@ -1,25 +1,29 @@
 """The agent's one serial loop: what is wanted in, PgBouncer loaded and watched, state out.
 
-Every TICK it looks at the mounted files (two stats), at PgBouncer's socket (one stat), and does what is due. Nothing
-else writes files or loads PgBouncer, so there is no order of events to get wrong (design section 4).
+Every TICK, and at once when a directive is POSTed, it looks at the mounted files (two stats), at PgBouncer's socket
+(one stat), and does what is due. Nothing else writes files or loads PgBouncer, so there is no order of events to get
+wrong (design section 4).
 """
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
 import poolfleet
 from poolfleet.agent.files import Config, Paths, Staged
+from poolfleet.agent.inbox import Inbox
 from poolfleet.agent.intake import Intake
 from poolfleet.agent.loader import Loader, Rejected
 from poolfleet.agent.logs import log
-from poolfleet.agent.probe import probe
+from poolfleet.agent.probe import logins, probe
 from poolfleet.agent.process import Console
 from poolfleet.agent.publish import Publisher
 from poolfleet.agent.reach import Reach
-from poolfleet.agent.samples import SPACING, Sample, Samples
+from poolfleet.agent.samples import SPACING, Sample, Samples, Usage
+from poolfleet.agent.shrinks import Shrinks
 from poolfleet.api import names
-from poolfleet.api.wire import AgentState, DatabaseState, tombstone
+from poolfleet.api.wire import AgentState, DatabaseState
 from poolfleet.pgbouncer import fill, quoting, show
 from poolfleet.pgbouncer.admin import AdminError, ServerError
 
@@ -27,12 +31,10 @@ TICK: Final = 0.1
 RETRY: Final = 1.0  # after a full disk, or a load that failed
 BUSY_SAMPLE: Final = 0.5
 QUIET_SAMPLE: Final = 2.0
-RECONNECT_AFTER: Final = 0.7  # design section 3: RELOAD; 0.7 s later, only if still above, RECONNECT
 QUIET_LOGINS: Final = 1.0  # how long a new configuration waits for logins under way (facts/pgbouncer.md 4, the race)
 READY_ANYWAY: Final = 20.0
 MAX_TRIES: Final = 2  # a configuration with which PgBouncer ends this often is refused
 PROBES_AT_ONCE: Final = 4
-PROBE_USERS: Final = 3
 
 
 class Engine:
@@ -50,6 +52,7 @@ class Engine:
         self.drained = False  # PgBouncer is being stopped: it waits until every client has left, its console's too
         self.reloads = {"taken": 0, "refused": 0}
         self.intake = Intake(paths)
+        self.inbox = Inbox()
         self._loader = Loader(paths.run, self.console)
         self._fresh = False  # this agent staged the pod's first configuration: no PgBouncer has run here before
         self._cold: tuple[str, tuple[str, ...]] = ("", ())  # what the cold file on disk is made of
@@ -63,7 +66,7 @@ class Engine:
         self._refused = ""  # hash of a configuration that PgBouncer did not take
         self._config_error = ""
         self._reached = ""  # hash of the configuration whose databases `reach` was told of
-        self._shrinks: dict[str, float] = {}  # database -> when to look whether it still holds too many
+        self._shrinks = Shrinks()
         self._ready = False
         self._probes: set[asyncio.Task[None]] = set()
 
@@ -80,15 +83,7 @@ class Engine:
     async def run(self) -> None:
         """The loop."""
         while True:
-            pause = TICK
-            try:
-                if self.intake.look():
-                    self._due = True
-                    self._load_at = min(self._load_at, self._linger_end())
-                self._stage()
-            except OSError as error:
-                self._trouble("a file cannot be written", error)
-                pause = RETRY
+            written = all([self._try(self._look), self._try(self._take_posted), self._try(self._stage)])
             try:
                 if self.gate:
                     await self._tend()
@@ -96,12 +91,33 @@ class Engine:
                 log.warning("the admin console is lost", extra={"reason": str(error)})
                 self._up = False
             except OSError as error:
-                self._trouble("a file cannot be written", error)
+                self._trouble(error)
                 self._load_at = time.monotonic() + RETRY
             self._publish()
-            await asyncio.sleep(pause)
+            self.inbox.answer(self.state)
+            await self.inbox.wait(self._pace() if written else RETRY)
+
+    def _try(self, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except OSError as error:
+            self._trouble(error)
+            return False
+        return True
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        if self.intake.look():
+            self._new_grant()
+
+    def _take_posted(self) -> None:
+        if self.inbox.take(self.intake):
+            self._new_grant()
+
+    def _new_grant(self) -> None:
+        self._due = True
+        self._load_at = min(self._load_at, self._linger_end())
 
     def _stage(self) -> None:
         """While no PgBouncer runs: have the cold file of the right configuration on disk, and open the gate."""
@@ -145,19 +161,19 @@ class Engine:
             await self._load()
         if self._sample_due():
             self.sample = await self.console.sample()
-            self.samples.add(self.sample)
+            self.samples.add(self.sample, self.reach.probing)
             for name in self.sample.databases:
                 pool = self.sample.pools.get(name, show.Pool(name, ""))
-                self.reach.seen(name, pool, self._clients(name)[1], self.sample.at)
-        await self._follow_shrinks()
+                self.reach.seen(name, pool, self._usage(name).waiting, self.sample.at)
+            await self._follow_shrinks(self.sample)
         self._start_probes()
 
     async def _new_process(self) -> None:
         self._process, self._loaded = self.console.started, False
         self._ready = self.draining = self.drained = False
         self.sample = None
-        self.samples.reset()
-        self._shrinks = {}
+        self.samples = Samples()
+        self._shrinks.loaded([], time.monotonic())
         self._version = await self.console.version()
         self._load_at = self._linger_end()
         self._fresh = False
@@ -225,7 +241,7 @@ class Engine:
         served = [name for name in fill.databases(config.template) if name in self.intake.applied.grant]
         self.samples.reset(served)
         self.sample = None
-        self._shrinks = dict.fromkeys(served, now + RECONNECT_AFTER)
+        self._shrinks.loaded(served, now)
         if config.hash != self._reached:
             self._reached = config.hash
             self.reach.loaded(served, now)
@@ -249,24 +265,13 @@ class Engine:
                 return
             await asyncio.sleep(0.05)
 
-    async def _follow_shrinks(self) -> None:
-        """RECONNECT, once per load, a database that still holds more than its limit."""
-        sample = self.sample
-        if sample is None:
-            return
-        for name, due in list(self._shrinks.items()):
-            database = sample.databases.get(name)
-            if sample.at < due:
-                continue
-            if database is None or sample.held(name) <= database.limit:
-                del self._shrinks[name]
-            elif sample.pools.get(name, show.Pool(name, "")).sv_login == 0:
-                del self._shrinks[name]
-                try:
-                    await self.console.query(f"RECONNECT {quoting.identifier(name)}")
-                    log.info("reconnect, to shrink", extra={"database": name, "held": sample.held(name)})
-                except ServerError as error:
-                    log.warning("RECONNECT failed", extra={"database": name, "reason": error.text})
+    async def _follow_shrinks(self, sample: Sample) -> None:
+        for name in self._shrinks.seen(sample, self.samples):
+            try:
+                await self.console.query(f"RECONNECT {quoting.identifier(name)}")
+                log.info("reconnect, to shrink", extra={"database": name, "held": sample.held(name)})
+            except ServerError as error:
+                log.warning("RECONNECT failed", extra={"database": name, "reason": error.text})
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
@@ -275,21 +280,20 @@ class Engine:
         if sample is None:
             return True
         age = time.monotonic() - sample.at
-        above = [name for name, database in sample.databases.items() if sample.held(name) > database.limit]
-        if any(name in self._shrinks for name in above):
-            return age >= TICK
-        if above or self.samples.count < 2 or self._shrinks:
-            return age >= SPACING
+        pace = self._shrinks.pace(sample)
+        if pace is not None or self.samples.count < 2:
+            return age >= (pace or SPACING)
         quiet = self._ready and not self.draining and sample.clients() == 0
         return age >= (QUIET_SAMPLE if quiet else BUSY_SAMPLE)
 
-    def _clients(self, name: str) -> tuple[int, int]:
-        """(clients, of these waiting) of a database, the agent's own probe left out."""
-        pool = self.sample.pools.get(name, show.Pool(name, "")) if self.sample else show.Pool(name, "")
-        own = 1 if self.reach.probing(name) else 0
-        waiting = max(pool.cl_waiting - own, 0)
-        linked = pool.cl_active - (own if pool.cl_waiting == 0 else 0)
-        return max(linked, 0) + waiting, waiting
+    def _pace(self) -> float:
+        """Seconds to the next round of the loop, while nothing else asks for another."""
+        pace = self._shrinks.pace(self.sample) if self._up and self.sample is not None else None
+        return TICK if pace is None else min(pace, TICK)
+
+    def _usage(self, name: str) -> Usage:
+        """Clients and busy connections of a database at the last sample, the agent's own probe left out."""
+        return self.sample.usage(name, probing=self.reach.probing(name)) if self.sample else Usage(0, 0, 0)
 
     def clients_left(self, since: float) -> int:
         """Clients of all databases, the agent's own left out; 1 while nothing was seen after `since` (monotonic)."""
@@ -297,19 +301,7 @@ class Engine:
             return 0
         if self.sample is None or self.sample.at < since:
             return 1
-        return sum(self._clients(name)[0] for name in self.sample.pools)
-
-    async def transactions(self) -> int:
-        """Transactions that the running PgBouncer has ended, the agent's own included; -1 if it does not say."""
-        try:
-            connection = await self.console.fresh()
-            try:
-                stats = show.stats(await connection.query("SHOW STATS"))
-            finally:
-                connection.close()
-            return sum(numbers.get("total_xact_count", 0) for numbers in stats.values())
-        except (AdminError, ValueError):
-            return -1
+        return sum(self._usage(name).clients for name in self.sample.pools)
 
     def _start_probes(self) -> None:
         if self.sample is None or self.intake.staged is None or self.draining:
@@ -322,10 +314,7 @@ class Engine:
     async def _probe(self, name: str) -> None:
         assert self.sample is not None and self.intake.staged is not None
         config, database = self.intake.staged.config, self.sample.databases.get(name)
-        listed = quoting.read_userlist(config.files.get(names.USERLIST_FILE, b"").decode(errors="replace"))
-        # removed users are not tried: the server would log failed logins, and might lock the role
-        users = [login for login in listed if login[1] != tombstone(config.key or b"", login[0])]
-        users = users[: 1 if database is not None and database.force_user else PROBE_USERS]
+        users = logins(config, forced=database is not None and database.force_user != "")
         address = f"{database.host}:{database.port}" if database is not None else "the server"
         ok, error = await probe(str(self.console.socket), name, address, users)
         self.reach.result(name, ok, error, time.monotonic())
@@ -347,14 +336,17 @@ class Engine:
         applied = self.intake.applied
         databases: dict[str, DatabaseState] = {}
         for name, database in sample.databases.items() if sample else ():
-            clients, waiting = self._clients(name)
+            usage, demand = self._usage(name), self.samples.demand(name)
             reachable, error = self.reach.state(name)
             databases[name] = DatabaseState(
                 loaded=database.limit,
                 held=self.samples.held(name),
                 samples=self.samples.samples(name),
-                clients=clients,
-                waiting=waiting,
+                clients=usage.clients,
+                waiting=usage.waiting,
+                peak=demand.peak,
+                demand=demand.demand,
+                waited=demand.waited,
                 reachable=reachable,
                 error=error,
             )
@@ -377,5 +369,5 @@ class Engine:
             )
         )
 
-    def _trouble(self, what: str, error: OSError) -> None:
-        log.error(what, extra={"reason": str(error)})
+    def _trouble(self, error: OSError) -> None:
+        log.error("a file cannot be written", extra={"reason": str(error)})

@@ -1,19 +1,19 @@
-"""A small HTTP/1.1 server: GET requests from the kubelet, the operator and Prometheus, one per connection.
+"""A small HTTP/1.1 server: requests from the kubelet, the operator and Prometheus, one per connection.
 
-Own code for the agent's memory. Bounded: size of a request's head, time to send it, number of connections. A request's
-body is not read.
+Own code for the agent's memory. Bounded: size of a request's head and body, time to send them, number of connections.
 """
 
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from poolfleet.agent.logs import log
 
 MAX_HEAD_BYTES: Final = 8192
-HEAD_SECONDS: Final = 5.0
+MAX_BODY_BYTES: Final = 64 * 1024
+READ_SECONDS: Final = 5.0  # head and body together
 WRITE_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 100
 
@@ -23,6 +23,9 @@ _REASONS: Final = {
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    409: "Conflict",
+    411: "Length Required",
+    413: "Content Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
@@ -30,12 +33,13 @@ _REASONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of a request; header names in lower case, query values as they are (no escapes are decoded)."""
+    """A request; header names in lower case, query values as they are (no escapes are decoded)."""
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +90,17 @@ class Server:
 
     async def _answer(self, reader: asyncio.StreamReader) -> Response | None:
         try:
-            async with asyncio.timeout(HEAD_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-            request = parse(head)
+            async with asyncio.timeout(READ_SECONDS):
+                request = parse(await reader.readuntil(b"\r\n\r\n"))
+                if request.method == "POST":
+                    length = body_length(request)
+                    if isinstance(length, Response):
+                        return length
+                    request = replace(request, body=await reader.readexactly(length))
         except (asyncio.LimitOverrunError, ValueError):
             return Response(400, "bad request\n")
         except EOFError:
             return None
-        if request.method != "GET":
-            # Also for POST: what is not there yet must look like it.
-            return Response(404 if request.method == "POST" else 405, "not here\n")
         try:
             return await self._handler(request)
         except Exception:  # noqa: BLE001 - one request's failure must not end the server; it is logged whole
@@ -119,6 +124,18 @@ def parse(head: bytes) -> Request:
             headers[name.lower()] = value.strip()
     pairs = (part.partition("=") for part in query.split("&") if part)
     return Request(words[0], path, {name: value for name, _, value in pairs}, headers)
+
+
+def body_length(request: Request) -> int | Response:
+    """How many bytes of a body follow, or the answer to a request whose body will not be read. Raises ValueError."""
+    if "transfer-encoding" in request.headers or "content-length" not in request.headers:
+        return Response(411, "a body needs a Content-Length\n")
+    text = request.headers["content-length"]
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("not a length")
+    if len(text) > 9 or int(text) > MAX_BODY_BYTES:
+        return Response(413, f"at most {MAX_BODY_BYTES} bytes\n")
+    return int(text)
 
 
 def _listen(port: int) -> socket.socket:

@@ -1,9 +1,13 @@
-"""What the operator wants of this pod: the mounted configuration and the newest directive that was accepted."""
+"""What the operator wants of this pod: the mounted configuration and the newest directive that was accepted.
 
+A directive comes on two lanes, the annotation (`look`) and the POST (`take`), with the same rules.
+"""
+
+import logging
 import time
 from typing import Final
 
-from poolfleet.agent.accept import Refused, accept
+from poolfleet.agent.accept import Refused, Superseded, accept
 from poolfleet.agent.files import Applied, Config, Mount, Paths, Staged
 from poolfleet.agent.logs import log
 
@@ -41,14 +45,47 @@ class Intake:
         if self._config_mount.poll():
             self.mounted = Config.of(self._config_mount.files)
             self._unread = True
-        self._unread |= self._pod_mount.poll()
+        if self._pod_mount.poll():
+            self.pod = self._pod_mount.text("uid").strip()
+            self._unread = True
         accepted = False
         if self._unread:
-            accepted = self._take_directive()
+            accepted = self._take_annotation()
             self._unread = False
         if self._unsaved and self.staged is not None:
             self.stage(self.staged)
         return accepted
+
+    def take(self, text: str) -> bool:
+        """Take in a directive; True if it is a new one, which is then written down durably before this returns.
+
+        To be called after `look`. Raises Refused, or OSError if it cannot be written: then it is not applied.
+        """
+        most = self.mounted.max_grant
+        if most is None and self.staged is not None:
+            most = self.staged.config.max_grant
+        directive = accept(
+            text,
+            keys=self.keys,
+            pod=self.pod,
+            server=self._pod_mount.text("server").strip(),
+            applied=self.applied,
+            max_grant=most,
+        )
+        if directive is None:
+            return False
+        applied = Applied(
+            server=directive.server,
+            rev=directive.rev,
+            grant=directive.grant,
+            share=directive.share,
+            config=directive.config,
+            first=self.applied.first if self.applied else time.time(),
+        )
+        applied.save(self._run)
+        self.applied = applied
+        log.info("directive accepted", extra={"rev": applied.rev, "grant": applied.grant, "config": applied.config})
+        return True
 
     def stage(self, staged: Staged) -> None:
         """Keep the last good configuration. Raises OSError if it cannot be written; `look` tries again."""
@@ -74,37 +111,16 @@ class Intake:
             self.applied = self.staged = None
         self._recovered = True
 
-    def _take_directive(self) -> bool:
+    def _take_annotation(self) -> bool:
         text = self._pod_mount.text("directive")
-        self.pod = self._pod_mount.text("uid").strip()
-        most = self.mounted.max_grant
-        if most is None and self.staged is not None:
-            most = self.staged.config.max_grant
+        if not text.strip():
+            return False
         try:
-            directive = accept(
-                text,
-                keys=self.keys,
-                pod=self.pod,
-                server=self._pod_mount.text("server").strip(),
-                applied=self.applied,
-                max_grant=most,
-            )
+            return self.take(text)
         except Refused as refusal:
             if self._last_refusal != text + str(refusal):
                 self._last_refusal = text + str(refusal)
-                log.warning("directive refused", extra={"reason": str(refusal), "bytes": len(text)})
+                # The kubelet's file follows the POST by half a second: an older revision is nothing to warn of.
+                level = logging.INFO if isinstance(refusal, Superseded) else logging.WARNING
+                log.log(level, "directive refused", extra={"reason": str(refusal), "bytes": len(text)})
             return False
-        if directive is None:
-            return False
-        applied = Applied(
-            server=directive.server,
-            rev=directive.rev,
-            grant=directive.grant,
-            share=directive.share,
-            config=directive.config,
-            first=self.applied.first if self.applied else time.time(),
-        )
-        applied.save(self._run)
-        self.applied = applied
-        log.info("directive accepted", extra={"rev": applied.rev, "grant": applied.grant, "config": applied.config})
-        return True

@@ -4,11 +4,26 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from poolfleet.agent.files import Config
+from poolfleet.api import names
+from poolfleet.api.wire import tombstone
+from poolfleet.pgbouncer import quoting
 from poolfleet.pgbouncer.admin import AdminError, Connection, ServerError
 
 TIMEOUT: Final = 6.0
 """Seconds for login and query. While PgBouncer cannot connect, it lets the first clients of a database wait, without a
 word, until client_login_timeout; a login to the server that takes longer than this shows in the next samples."""
+
+
+PROBE_USERS: Final = 3
+
+
+def logins(config: Config, *, forced: bool) -> list[tuple[str, str]]:
+    """Whom to log in as (name, password): users of the pool; one is enough where the server's role is `forced`."""
+    listed = quoting.read_userlist(config.files.get(names.USERLIST_FILE, b"").decode(errors="replace"))
+    # removed users are not tried: the server would log failed logins, and might lock the role
+    users = [login for login in listed if login[1] != tombstone(config.key or b"", login[0])]
+    return users[: 1 if forced else PROBE_USERS]
 
 
 async def probe(socket: str, database: str, address: str, users: Sequence[tuple[str, str]]) -> tuple[bool | None, str]:

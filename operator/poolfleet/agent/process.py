@@ -17,7 +17,7 @@ TIMEOUT: Final = 5.0
 
 
 class Console:
-    """The admin console of whichever PgBouncer runs. Used by one task only."""
+    """The admin console of whichever PgBouncer runs. Used by one task only, except `fresh` and `transactions`."""
 
     def __init__(self, run: Path, port: int = names.PGBOUNCER_PORT) -> None:
         self.socket = run / f".s.PGSQL.{port}"
@@ -98,6 +98,21 @@ class Console:
             return show.config(await self.query("SHOW CONFIG")).get("syslog_ident", "")
         except ValueError as error:
             raise AdminError(str(error)) from error
+
+    async def transactions(self) -> int:
+        """Transactions that the running PgBouncer has ended, the agent's own included; -1 if it does not say.
+
+        On a connection of its own, so that any task may ask.
+        """
+        try:
+            connection = await self.fresh()
+            try:
+                stats = show.stats(await connection.query("SHOW STATS"))
+            finally:
+                connection.close()
+            return sum(numbers.get("total_xact_count", 0) for numbers in stats.values())
+        except (AdminError, ValueError):
+            return -1
 
     async def version(self) -> str:
         """Such as "PgBouncer 1.26.1". Raises AdminError."""

@@ -65,12 +65,23 @@ def relevant(state: AgentState) -> object:
 
 
 def moved(old: AgentState, new: AgentState) -> bool:
-    """Clients, waiting clients or connections of a database moved by a tenth or more."""
+    """A live number of a database moved by a tenth or more, or whether clients waited lately.
+
+    What swings from sample to sample in a busy pool (waiting clients and what follows from them) must move by more than
+    one besides: one more or less is not worth the operator's attention.
+    """
     for name, after in new.databases.items():
         before = old.databases.get(name)
         if before is None:
             return True
-        pairs = ((before.clients, after.clients), (before.waiting, after.waiting), (before.held, after.held))
-        if any(a != b and abs(a - b) * 10 >= a for a, b in pairs):
+        steady = ((before.clients, after.clients), (before.held, after.held))
+        swinging = ((before.waiting, after.waiting), (before.peak, after.peak), (before.demand, after.demand))
+        if before.waited != after.waited or any(_far(a, b, 1) for a, b in steady):
+            return True
+        if any(_far(a, b, 2) for a, b in swinging):
             return True
     return False
+
+
+def _far(before: int, after: int, least: int) -> bool:
+    return abs(before - after) >= max(least, before / 10)

@@ -1,4 +1,4 @@
-"""The agent's HTTP routes (design section 4): they read what the engine published; only /drain tells it something."""
+"""The agent's HTTP routes (design section 4): most read what the engine has published."""
 
 import asyncio
 import hmac
@@ -6,11 +6,13 @@ import math
 import time
 from typing import Final
 
+from poolfleet.agent.accept import Forged, NotReady, Refused
 from poolfleet.agent.engine import Engine
 from poolfleet.agent.http import Request, Response
 from poolfleet.agent.logs import log
 from poolfleet.agent.metrics import exposition
 from poolfleet.api import names, wire
+from poolfleet.api.wire import AgentState
 
 PROPAGATION_SECONDS: Final = 5.0
 """How long new connections may still come after the pod has left the Service's endpoints (facts/pgbouncer.md 3)."""
@@ -18,6 +20,7 @@ PROPAGATION_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 1.0
 """On a busy node the endpoints take longer: as long as clients still come, the propagation is not over."""
 
+ROUTES: Final = frozenset({"/startupz", "/readyz", "/state", "/metrics", "/drain", "/directive"})
 MAX_WAIT_SECONDS: Final = 30.0
 DEFAULT_WAIT_SECONDS: Final = 25.0
 
@@ -34,7 +37,12 @@ class Service:
 
     async def handle(self, request: Request) -> Response:
         """One request."""
+        allowed = "POST" if request.path == "/directive" else "GET"
+        if request.method not in ("GET", "POST") or (request.path in ROUTES and request.method != allowed):
+            return Response(405, f"use {allowed}\n")
         match request.path:
+            case "/directive":
+                return await self._directive(request)
             case "/startupz":
                 return _probe(self._engine.gate, "the first grant is rendered", "waiting for the first grant")
             case "/readyz":
@@ -55,7 +63,19 @@ class Service:
             wait = seconds(request.query.get("wait", str(DEFAULT_WAIT_SECONDS)))
         except ValueError:
             return Response(400, "after is a number, wait is seconds such as 25s\n")
-        state = await self._engine.publisher.wait(after, min(wait, MAX_WAIT_SECONDS))
+        return self._signed(await self._engine.publisher.wait(after, min(wait, MAX_WAIT_SECONDS)))
+
+    async def _directive(self, request: Request) -> Response:
+        try:
+            state = await self._engine.inbox.post(request.body.decode(errors="replace"))
+        except Refused as refusal:
+            status = {Forged: 403, NotReady: 503}.get(type(refusal), 409)
+            return Response(status, f"refused: {refusal}\n")
+        except OSError as error:
+            return Response(503, f"it cannot be written down: {error.strerror}\n")
+        return self._signed(state)
+
+    def _signed(self, state: AgentState) -> Response:
         key = self._engine.key
         if key is None:
             return Response(503, "no key yet\n")
@@ -74,7 +94,11 @@ class Service:
         while now < propagated or (now < propagated + self._drain_seconds and now - quiet_since < QUIET_SECONDS):
             await asyncio.sleep(0.2)
             # A client that comes, asks and goes is seen by its transaction only.
-            left, count, now = self._engine.clients_left(begun), await self._engine.transactions(), time.monotonic()
+            left, count, now = (
+                self._engine.clients_left(begun),
+                await self._engine.console.transactions(),
+                time.monotonic(),
+            )
             if left or count != before:
                 before, quiet_since = count, now
         self._engine.drained = True

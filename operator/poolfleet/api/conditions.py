@@ -20,6 +20,7 @@ class Reason:
     SERVING: Final = "Serving"
     REACHABLE: Final = "Reachable"
     WITHIN_BUDGET: Final = "WithinBudget"
+    HEADROOM_EXCEEDED: Final = "HeadroomExceeded"  # others have more sessions than was set aside for them
     LOADED: Final = "Loaded"
     PAUSED: Final = "Paused"
     # on the way
@@ -39,7 +40,7 @@ class Reason:
     INVALID_TEMPLATE: Final = "InvalidTemplate"
     RESOURCE_CONFLICT: Final = "ResourceConflict"  # an object of that name exists and is not ours
     SERVER_NOT_FOUND: Final = "ServerNotFound"
-    SERVER_IN_USE: Final = "ServerInUse"  # an older PgPool has this PgServer
+    SHARED_SERVER: Final = "SharedServer"  # an older PgServer is the same server
     NAMESPACE_NOT_ALLOWED: Final = "NamespaceNotAllowed"
     BUDGET_TOO_SMALL: Final = "BudgetTooSmall"
     BUDGET_UNKNOWN: Final = "BudgetUnknown"

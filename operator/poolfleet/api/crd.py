@@ -199,6 +199,7 @@ def pgpool_crd() -> dict[str, Any]:
             _column("Ready replicas", ".status.readyReplicas", "Pods that take clients."),
             _column("Granted", ".status.connections.granted", "Server connections that the pods may hold now."),
             _column("Budget", ".status.connections.budget", "Server connections that the pool may hold at most."),
+            _column("In use", ".status.connections.inUse", "Server connections that its pods hold."),
             _column("Clients", ".status.clients.active", "Clients that are connected and not waiting.", priority=1),
             _column(
                 "Reason",
@@ -234,6 +235,8 @@ def pgserver_crd() -> dict[str, Any]:
             _column("Granted", ".status.granted", "Connections that pods may hold now."),
             _column("Free", ".status.free", "Connections that can be granted."),
             _column("In use", ".status.inUse", "Connections that pods hold."),
+            _column("Reserve", ".status.reserve", "Connections kept for the first grants of new pods.", priority=1),
+            _column("Ghosts", ".status.ghosts", "Connections kept for pods that vanished.", priority=1),
             _AGE,
         ],
         {"status": {}},

@@ -26,7 +26,7 @@ from poolfleet.api.base import (
 )
 from poolfleet.api.network import NetworkPolicy as NetworkPolicy
 from poolfleet.api.network import Service as Service
-from poolfleet.api.pgserver import PgServerSpec
+from poolfleet.api.pgserver import MAX_CONNECTIONS, PgServerSpec
 
 PoolMode = Literal["transaction", "session", "statement"]
 AgentUpdate = Literal["OnRollout", "Immediately"]
@@ -38,13 +38,39 @@ class ServerRef(Model):
     name: ObjectName = Field(description="Name of the PgServer.")
     namespace: NamespaceName | None = Field(
         default=None,
-        description="Namespace of the PgServer. Left out: the pool's own; for now no other one is allowed.",
+        description="Namespace of the PgServer. Left out: the pool's own. Another one: the PgServer's "
+        "spec.allowedNamespaces must allow the pool's.",
     )
 
 
 FixedServerRef = Annotated[
     ServerRef, Rule("self == oldSelf", "serverRef cannot be changed; make a new PgPool for another server", None)
 ]
+
+
+class Share(Model):
+    """The pool's part of the server's budget, against the other pools that use it."""
+
+    rules = (
+        Rule(
+            "!has(self.min) || !has(self.max) || self.max >= self.min",
+            "max must not be smaller than min",
+            lambda share: share.min is None or share.max is None or share.max >= share.min,
+        ),
+    )
+
+    weight: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
+        default=1, description="Share against the other pools of the server, between min and max; without unit."
+    )
+    min: Annotated[StrictInt, Field(ge=0, le=MAX_CONNECTIONS)] | None = Field(
+        default=None,
+        description="Connections that the pool needs at least. Left out, or less than that: one for each database of "
+        "each replica and of one more pod, (replicas + 1) x databases. Where the budget is not enough for all pools, "
+        "the older ones have theirs and the others none.",
+    )
+    max: Annotated[StrictInt, Field(ge=1, le=MAX_CONNECTIONS)] | None = Field(
+        default=None, description="Connections that the pool shall have at most. Left out: no bound but the budget."
+    )
 
 
 class Database(Model):
@@ -170,6 +196,9 @@ class PgPoolSpec(Model):
         description="The server to use, inline: the operator keeps a PgServer of the pool's name. Exactly one of "
         "server and serverRef.",
     )
+    share: Share = Field(
+        default=Share(), description="The pool's part of the server's budget, against the other pools that use it."
+    )
     pool_mode: PoolMode = Field(
         default="transaction",
         description="When a server connection goes back into the pool: after each transaction, at the end of the "
@@ -207,12 +236,6 @@ class PgPoolSpec(Model):
         json_schema_extra=ANY_OBJECT,
     )
 
-    def server_key(self, namespace: str, name: str) -> tuple[str, str]:
-        """(namespace, name) of the PgServer of the pool `namespace`/`name`: the referenced one, or its own."""
-        if self.server_ref is None:
-            return namespace, name
-        return self.server_ref.namespace or namespace, self.server_ref.name
-
 
 # Status: for the schema only.
 
@@ -227,7 +250,9 @@ class Clients(Model):
 class Connections(Model):
     """Server connections of the pool."""
 
-    budget: Count | None = Field(default=None, description="Connections that the pool may hold at most.")
+    budget: Count | None = Field(
+        default=None, description="Connections that the pool may hold at most: its share of the server's budget."
+    )
     granted: Count | None = Field(default=None, description="Connections that its pods may hold now.")
     in_use: Count | None = Field(default=None, description="Connections that its pods hold, as PgBouncer counts.")
 

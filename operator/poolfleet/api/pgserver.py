@@ -3,14 +3,16 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
 from poolfleet.api.base import (
     ATOMIC_LIST,
+    ATOMIC_MAP,
     NAME_RULES,
     Condition,
     Count,
     CredentialsSecretRef,
+    Flag,
     Host,
     IntOrString,
     Metadata,
@@ -19,9 +21,11 @@ from poolfleet.api.base import (
     Port,
     Rule,
     SecretKey,
+    Text,
     conditions_field,
     list_map,
 )
+from poolfleet.api.network import LabelSelector
 
 TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 """PgBouncer's server_tls_sslmode."""
@@ -70,6 +74,40 @@ class ServerTls(Model):
     )
 
 
+class AllowedNamespaces(Model):
+    """Whose PgPools may use the server. Those of its own namespace always may."""
+
+    rules = (
+        Rule(
+            # has(): the API server also tries the rule on the default {}, before `from` is filled in
+            "(has(self.from) && self.from == 'Selector') == has(self.selector)",
+            "selector is needed with from: Selector, and only there",
+            lambda allowed: (allowed.from_ == "Selector") == (allowed.selector is not None),
+        ),
+    )
+
+    from_: Literal["Same", "All", "Selector"] = Field(
+        default="Same",
+        alias="from",
+        description="Same: no PgPools of other namespaces. All: those of every namespace. Selector: those of the "
+        "namespaces whose labels `selector` chooses. A pool that loses the permission keeps what it has, but gets "
+        "nothing more and is not changed any more.",
+    )
+    selector: LabelSelector | None = Field(
+        default=None,
+        description="Labels of the Namespaces, for from: Selector. One by name: kubernetes.io/metadata.name. Needs an "
+        "operator that may read Namespaces (rbac.scope Cluster).",
+        json_schema_extra=ATOMIC_MAP,
+    )
+
+
+def _unique(roles: list[str]) -> list[str]:
+    """The API server says the same of a list that is a set."""
+    if len(set(roles)) != len(roles):
+        raise ValueError("a role is there twice")
+    return roles
+
+
 class PgServerSpec(Model):
     """One PostgreSQL server, and how much of it the pools may use."""
 
@@ -78,6 +116,11 @@ class PgServerSpec(Model):
             "has(self.maxConnections) || has(self.adminSecretRef)",
             "set maxConnections to the server's max_connections, or adminSecretRef so that it can be discovered",
             lambda spec: spec.max_connections is not None or spec.admin_secret_ref is not None,
+        ),
+        Rule(
+            "self.roleLimits != 'Enforce' || has(self.adminSecretRef)",
+            "roleLimits: Enforce needs adminSecretRef, a login that may alter the roles in managedRoles",
+            lambda spec: spec.role_limits != "Enforce" or spec.admin_secret_ref is not None,
         ),
     )
 
@@ -106,6 +149,20 @@ class PgServerSpec(Model):
     discovery_interval_seconds: Annotated[StrictInt, Field(ge=1, le=86400)] = Field(
         default=300, description="Seconds between two reads of the server's settings. Only with adminSecretRef."
     )
+    allowed_namespaces: AllowedNamespaces = Field(
+        default=AllowedNamespaces(),
+        description="Whose PgPools may use the server, besides those of its own namespace.",
+    )
+    role_limits: Literal["Off", "Enforce"] = Field(
+        default="Off",
+        description="Enforce: keep PostgreSQL's CONNECTION LIMIT of the roles in `managedRoles` a little above what "
+        "the pods may hold together, as a backstop. Off: leave it alone. Write it in quotes.",
+    )
+    managed_roles: Annotated[list[Text], Field(max_length=200), AfterValidator(_unique)] = Field(
+        default=[],
+        description="The only roles on the server that the operator may alter.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
 
 
 # Status: for the schema only, so loose on purpose. A ledger that the API server refuses is worse than an odd number.
@@ -125,6 +182,20 @@ class DiscoveryCandidate(Model):
     since: Instant | None = Field(default=None, description="When these values were read first.")
 
 
+class NamedLimit(Model):
+    """A connection limit that PostgreSQL itself keeps."""
+
+    name: Annotated[StrictStr, Field(max_length=63)] = Field(description="Name of the database or role on the server.")
+    limit: Count | None = Field(default=None, description="Its connection limit, in connections.")
+
+
+class RoleLimit(Model):
+    """A connection limit that the operator has set."""
+
+    role: Annotated[StrictStr, Field(max_length=63)] = Field(description="Name of the role on the server.")
+    limit: Count | None = Field(default=None, description="Its CONNECTION LIMIT, in connections.")
+
+
 class Discovery(Model):
     """What was read from the server with the admin Secret."""
 
@@ -140,6 +211,22 @@ class Discovery(Model):
     candidate: DiscoveryCandidate | None = Field(
         default=None, description="Larger values that wait for a second equal read."
     )
+    system_identifier: Annotated[StrictStr, Field(max_length=32)] | None = Field(
+        default=None, description="system_identifier of the server, if the login may read it: who it is."
+    )
+    started_at: Annotated[StrictStr, Field(max_length=64)] | None = Field(
+        default=None, description="pg_postmaster_start_time of the server: which run of it this is."
+    )
+    database_limits: list[NamedLimit] | None = Field(
+        default=None,
+        description="datconnlimit of the databases that have one.",
+        json_schema_extra=list_map("name"),
+    )
+    role_limits: list[NamedLimit] | None = Field(
+        default=None,
+        description="rolconnlimit of the roles that have one, of those that pools log in as.",
+        json_schema_extra=list_map("name"),
+    )
 
 
 class PoolOnServer(Model):
@@ -148,11 +235,17 @@ class PoolOnServer(Model):
     namespace: Annotated[StrictStr, Field(max_length=63)] = Field(description="Namespace of the PgPool.")
     name: Annotated[StrictStr, Field(max_length=253)] = Field(description="Name of the PgPool.")
     uid: Annotated[StrictStr, Field(max_length=64)] | None = Field(default=None, description="UID of the PgPool.")
-    budget: Count | None = Field(default=None, description="Connections that the pool may hold at most.")
+    budget: Count | None = Field(
+        default=None, description="Connections that the pool may hold at most: its share of the budget."
+    )
     granted: Count | None = Field(
         default=None, description="Connections that its pods may hold now: the sum of their bounds."
     )
     in_use: Count | None = Field(default=None, description="Connections that its pods hold, as PgBouncer counts.")
+    admitted: Flag | None = Field(
+        default=None,
+        description="Whether the budget has what the pool needs at least, besides what older pools need.",
+    )
 
 
 class LedgerEntry(Model):
@@ -223,8 +316,30 @@ class PgServerStatus(Model):
     granted: Count | None = Field(
         default=None, description="Connections that pods may hold now: the sum of all bounds."
     )
-    free: Count | None = Field(default=None, description="Connections that can be granted: budget - granted - resting.")
+    free: Count | None = Field(
+        default=None,
+        description="Connections that can be granted: budget - granted - resting - unaccounted. `reserve` is part of "
+        "it.",
+    )
     in_use: Count | None = Field(default=None, description="Connections that pods hold, as PgBouncer counts.")
+    reserve: Count | None = Field(
+        default=None,
+        description="Connections kept for the first grants of new pods: one for each database of each pool.",
+    )
+    ghosts: Count | None = Field(
+        default=None, description="Of `granted` what pods keep that vanished without proof of their end."
+    )
+    others: Count | None = Field(
+        default=None,
+        description="Sessions of everybody who does not come through a PgPool; only with adminSecretRef.",
+    )
+    unaccounted: Count | None = Field(
+        default=None,
+        description="Sessions of the pools' roles that no pod accounts for; only with adminSecretRef.",
+    )
+    role_limits: list[RoleLimit] | None = Field(
+        default=None, description="Connection limits that the operator has set.", json_schema_extra=list_map("role")
+    )
     discovery: Discovery | None = Field(default=None, description="What was read from the server.")
     pools: list[PoolOnServer] | None = Field(
         default=None, description="The PgPools that use this server.", json_schema_extra=list_map("namespace", "name")

@@ -32,15 +32,18 @@ def verify(text: str | bytes, key: bytes) -> dict[str, Any]:
     """Return the message in `text` without its MAC; raise WireError unless the MAC under `key` fits."""
     try:
         message = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"not JSON: {error}") from error
     if not isinstance(message, dict):
         raise WireError("not a JSON object")
     mac = message.pop("mac", None)
     if not isinstance(mac, str):
         raise WireError("no MAC")
-    wanted = hmac.new(key, _canonical(message), hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(mac.encode(), wanted.encode()):
+    try:
+        canonical, shown = _canonical(message), mac.encode()
+    except (ValueError, RecursionError) as error:  # half a surrogate pair is JSON, but no text
+        raise WireError(f"not of this protocol: {error}") from error
+    if not hmac.compare_digest(shown, hmac.new(key, canonical, hashlib.sha256).hexdigest().encode()):
         raise WireError("wrong MAC")
     return message
 
@@ -130,6 +133,9 @@ class DatabaseState:
     samples: int  # samples taken since the last load; below 2 `held` proves nothing
     clients: int = 0  # clients linked or idle
     waiting: int = 0  # clients that wait for a server connection
+    peak: int = 0  # most busy server connections at a moment of the last 10 s
+    demand: int = 0  # most busy server connections and waiting clients together at a moment of the last 10 s
+    waited: bool = False  # clients waited for a server connection within the last 10 s, in more than one sample
     reachable: bool | None = None  # None: not tried since the last load
     error: str = ""  # why it is not reachable, in PostgreSQL's or PgBouncer's words
 
@@ -172,6 +178,9 @@ class AgentState:
                     "samples": d.samples,
                     "clients": d.clients,
                     "waiting": d.waiting,
+                    "peak": d.peak,
+                    "demand": d.demand,
+                    "waited": d.waited,
                     "reachable": d.reachable,
                     "error": d.error,
                 }
@@ -204,6 +213,9 @@ class AgentState:
                         samples=int(d["samples"]),
                         clients=int(d.get("clients", 0)),
                         waiting=int(d.get("waiting", 0)),
+                        peak=int(d.get("peak", 0)),
+                        demand=int(d.get("demand", 0)),
+                        waited=bool(d.get("waited", False)),
                         reachable=d.get("reachable"),
                         error=str(d.get("error", "")),
                     )

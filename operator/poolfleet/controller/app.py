@@ -22,15 +22,17 @@ from poolfleet.controller.agents import Agents
 from poolfleet.controller.config import Config, parse
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.discoveries import Discoveries
-from poolfleet.controller.handlers import WATCHES, DeadWatch, Observer, watch
+from poolfleet.controller.handlers import DeadWatch, Observer, watch, watches
+from poolfleet.controller.nodes import Nodes
 from poolfleet.controller.queue import KeyedQueue, QueueClosed
 from poolfleet.controller.resync import Resync
+from poolfleet.controller.roles import Roles
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
 from poolfleet.kube.client import ConfigException, Kube
 from poolfleet.kube.errors import ApiError, Conflict, Forbidden, LostLease, NotFound, NotLeader
 from poolfleet.kube.events import Recorder
-from poolfleet.kube.kinds import POOL, SECRET, SERVER
+from poolfleet.kube.kinds import POOL, SERVER
 from poolfleet.kube.lease import Elector
 
 Reconcile = Callable[[Context, Key], Awaitable[float | None]]
@@ -121,12 +123,13 @@ class Operator:
         )
         self.store = Store()
         self.queue: KeyedQueue[Key] = KeyedQueue()
-        self.agents = Agents(self.store, port=config.agent_port)
+        self.agents = Agents(self.store, port=config.agent_port, fast_lane=config.fast_lane)
         self.observer = Observer(self.store, self.queue, self.agents)
         self.agents.changed = self.observer.agent_changed
         self.kube = kube.guarded(self.elector.remaining).watched(on_write=self.observer.written)
         self.secrets = Secrets(self.kube, self.store, self.observer.secret_changed)
-        self.watches = tuple(each for each in WATCHES if config.watch_secrets or each.kind != SECRET)
+        self.discoveries = Discoveries(time.time)
+        self.watches = watches(config.namespaces, config.watch_secrets)
         self.resync = Resync(
             self.kube, self.store, self.observer, self.watches, config.namespaces, period=config.resync_period
         )
@@ -170,6 +173,8 @@ class Operator:
                     )
             except* _Stopped:
                 logger.info("stopped")
+            finally:
+                await self.discoveries.close()
 
     def _context(self) -> Context:
         return Context(
@@ -178,7 +183,9 @@ class Operator:
             queue=self.queue,
             agents=self.agents,
             secrets=self.secrets,
-            discoveries=Discoveries(time.time),
+            nodes=Nodes(self.kube, time.monotonic),
+            discoveries=self.discoveries,
+            roles=Roles(self.discoveries, time.time),
             recorder=self.recorder,
             settings=self._config.settings,
             clock=time.time,
@@ -276,6 +283,7 @@ class Operator:
         metrics.AGENTS.set(len(self.agents))
         metrics.AGENTS_FAILING.set(self.agents.failing)
         metrics.AGENT_ANSWERS.set(self.agents.answers)
+        metrics.set_posts(self.agents.posts)
         metrics.EVENT_FAILURES.set(self.recorder.failures)
 
 

@@ -25,6 +25,7 @@ class Config:
     identity: str = ""  # who holds the Lease: the pod's name; "": the host's
     http_port: int = 8080
     watch_secrets: bool = True
+    fast_lane: bool = True
     log_level: str = "info"
     workers: int = 8
     kubeconfig: str | None = None  # None: the pod's ServiceAccount
@@ -72,6 +73,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         help="port of /healthz, /readyz and /metrics (%(default)s)")  # fmt: skip
     add("--watch-secrets", action=argparse.BooleanOptionalAction, default=_truth(default("watch-secrets", "true")),
         help="list and watch labelled Secrets; if not, all are read by name every 60 s")  # fmt: skip
+    add("--fast-lane", action=argparse.BooleanOptionalAction, default=_truth(default("fast-lane", "true")),
+        help="send directives to the agents by HTTP as well; if not, they take them from the annotations alone, a "
+        "second or two later")  # fmt: skip
     add("--workers", type=int, default=default("workers", "8"), metavar="N",
         help="reconciliations at the same time (%(default)s)")  # fmt: skip
     add("--log-level", default=default("log-level", "info"), choices=LEVELS, help="(%(default)s)")
@@ -98,6 +102,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         identity=environ.get("POD_NAME", ""),
         http_port=given.http_port,
         watch_secrets=given.watch_secrets,
+        fast_lane=given.fast_lane,
         log_level=given.log_level,
         workers=given.workers,
         kubeconfig=given.kubeconfig,

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.discoveries import Discoveries
+from poolfleet.controller.nodes import Nodes
 from poolfleet.controller.queue import KeyedQueue
+from poolfleet.controller.roles import Roles
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
 from poolfleet.kube.client import Kube
@@ -31,7 +33,9 @@ class Context:
     queue: KeyedQueue[Key]
     agents: Agents  # newest /state of each pod
     secrets: Secrets  # Secrets that users own
+    nodes: Nodes  # whether a Node is off
     discoveries: Discoveries  # limits read from the servers: Discoveries(clock)
+    roles: Roles  # CONNECTION LIMITs of the servers' roles
     recorder: Recorder  # events
     settings: Settings
     clock: Callable[[], float]  # seconds since the epoch

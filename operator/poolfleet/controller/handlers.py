@@ -5,7 +5,7 @@ annotation, no finalizer and no status (facts/kopf.md 0, A.3).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,11 +17,13 @@ from poolfleet.api import names
 from poolfleet.controller import metrics
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Key
+from poolfleet.controller.observe import ended
 from poolfleet.controller.queue import ROUTINE, URGENT, KeyedQueue
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.client import Kube
 from poolfleet.kube.kinds import (
     DEPLOYMENT,
+    NAMESPACE,
     NETWORK_POLICY,
     PDB,
     POD,
@@ -31,6 +33,8 @@ from poolfleet.kube.kinds import (
     SERVICE,
     Kind,
 )
+from poolfleet.plan.identity import marks
+from poolfleet.plan.tenancy import server_name
 
 MANAGED: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 WATCH_LABEL: Final = f"{names.LABEL_WATCH}=true"
@@ -47,6 +51,7 @@ class Watch:
 
 
 WATCHES: Final[Sequence[Watch]] = (
+    Watch(NAMESPACE),  # first: whether a pool may use a server is never judged before its labels are known
     Watch(POOL),
     Watch(SERVER),
     Watch(DEPLOYMENT, MANAGED),
@@ -58,18 +63,17 @@ WATCHES: Final[Sequence[Watch]] = (
 )
 
 
-def server_of(pool: Mapping[str, Any]) -> Key | None:
-    """The PgServer of a PgPool: the one it refers to in its own namespace, or of its own name if it is inline.
+def watches(namespaces: Sequence[str], watch_secrets: bool) -> tuple[Watch, ...]:
+    """What an operator watches that serves `namespaces` (none: the whole cluster), and Secrets only if it may. Who
+    serves single namespaces may not see what is in none."""
+    return tuple(
+        each for each in WATCHES if (each.kind.namespaced or not namespaces) and (watch_secrets or each.kind != SECRET)
+    )
 
-    None if it refers to another namespace, which is not allowed (yet).
-    """
-    metadata, spec = pool["metadata"], pool.get("spec") or {}
-    reference = spec.get("serverRef")
-    if not isinstance(reference, Mapping):
-        return Key(names.SERVER_PLURAL, metadata["namespace"], metadata["name"])
-    if reference.get("namespace") not in (None, "", metadata["namespace"]):
-        return None
-    return Key(names.SERVER_PLURAL, metadata["namespace"], str(reference.get("name", "")))
+
+def server_of(pool: Mapping[str, Any]) -> Key:
+    """The PgServer of a PgPool: the one it refers to, in whatever namespace, or of its own name if it is inline."""
+    return Key(names.SERVER_PLURAL, *server_name(pool))
 
 
 class DeadWatch(Exception):
@@ -89,20 +93,25 @@ class Observer:
 
     def seen(self, kind: Kind, body: Mapping[str, Any], priority: int = URGENT) -> bool:
         """An object as it is now; whether it was news."""
+        metadata = body["metadata"]
+        before = self._store.get(kind.plural, str(metadata.get("namespace", "")), str(metadata["name"]))
         if kind not in self._kinds or not self._store.put(kind.plural, body):
             return False
         if kind == POD:
             self._agents.follow([body])
         self._enqueue(kind, body, priority)
+        self._enqueue_neighbours(kind, before, body)
         return True
 
     def gone(self, kind: Kind, body: Mapping[str, Any]) -> bool:
         """An object that does not exist any more, as it was last; whether it was news."""
-        if kind == POD:
+        if kind == POD and (ended(body) or names.DIRECTIVE not in (body["metadata"].get("annotations") or {})):
+            # Of one that vanished without the kubelet's word its agent may still tell; controller/servers.py drops it.
             self._agents.drop(str(body["metadata"].get("uid", "")))
         if not self._store.remove(kind.plural, body):
             return False
         self._enqueue(kind, body, URGENT)
+        self._enqueue_neighbours(kind, body, None)
         return True
 
     def written(self, kind: Kind, body: Body) -> None:
@@ -129,24 +138,45 @@ class Observer:
         for key in self.affected(kind, body):
             self._queue.add(key, 0.0, priority)
 
+    def _enqueue_neighbours(
+        self, kind: Kind, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+    ) -> None:
+        """Look at those who share a server with an object that is not what it was. Live numbers are no reason."""
+        if kind == POOL and _generation(before) != _generation(after):
+            for body in (before, after):  # serverRef is immutable, but a pool may be made anew
+                if body is not None:
+                    self._add(self._pools_of(*server_name(body)))
+        if kind == SERVER and (
+            before is None or after is None or marks(before) != marks(after) or _held(before, after)
+        ):
+            for body in (before, after):
+                if body is not None:
+                    self._add(_key(SERVER, other) for other in self._store.same_server(dict(body)))
+
+    def _add(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._queue.add(key)
+
     def affected(self, kind: Kind, body: Mapping[str, Any]) -> set[Key]:
         """What has to be looked at because of this object."""
         metadata = body["metadata"]
         namespace, name = str(metadata.get("namespace", "")), str(metadata["name"])
         keys: set[Key] = set()
         if kind == POOL:
-            keys.add(Key(POOL.plural, namespace, name))
-            server = server_of(body)
-            keys |= {server} if server is not None else set()
+            keys |= {_key(POOL, body), server_of(body)}
         elif kind == SERVER:
-            keys.add(Key(SERVER.plural, namespace, name))
+            keys.add(_key(SERVER, body))
             keys.update(self._pools_of(namespace, name))
+        elif kind == NAMESPACE:  # its labels may decide whose servers its pools may use
+            for pool in self._store.list(POOL.plural, name):
+                if server_of(pool).namespace != name:
+                    keys |= {_key(POOL, pool), server_of(pool)}
         else:
-            pool = (metadata.get("labels") or {}).get(names.LABEL_POOL)
-            if pool and kind in (POD, DEPLOYMENT, SECRET):  # what the server reconciler looks at as well
-                keys.update(self._pool_and_server(namespace, pool, body if kind == POD else None))
-            elif pool:
-                keys.add(Key(POOL.plural, namespace, pool))
+            pool_name = (metadata.get("labels") or {}).get(names.LABEL_POOL)
+            if pool_name and kind in (POD, DEPLOYMENT, SECRET):  # what the server reconciler looks at as well
+                keys.update(self._pool_and_server(namespace, pool_name, body if kind == POD else None))
+            elif pool_name:
+                keys.add(Key(POOL.plural, namespace, pool_name))
         if kind == SECRET:
             keys.update(self._users_of(namespace, name))
         return keys
@@ -154,26 +184,37 @@ class Observer:
     def _pool_and_server(self, namespace: str, pool: str, pod: Mapping[str, Any] | None) -> Iterator[Key]:
         yield Key(POOL.plural, namespace, pool)
         body = self._store.get(POOL.plural, namespace, pool)
-        server = server_of(body) if body is not None else None
-        if server is not None:
-            yield server
+        if body is not None:
+            yield server_of(body)
         if pod is not None:  # the pod of a deleted pool still counts on its server
             uid = (pod["metadata"].get("annotations") or {}).get(names.SERVER_UID, "")
             owner = self._store.by_uid(SERVER.plural, uid) if uid else None
             if owner is not None:
-                yield Key(SERVER.plural, owner["metadata"]["namespace"], owner["metadata"]["name"])
+                yield _key(SERVER, owner)
 
     def _pools_of(self, namespace: str, server: str) -> Iterator[Key]:
-        wanted = Key(SERVER.plural, namespace, server)
-        for body in self._store.list(POOL.plural, namespace):
-            if server_of(body) == wanted:
-                yield Key(POOL.plural, namespace, body["metadata"]["name"])
+        for body in self._store.naming(namespace, server):
+            yield _key(POOL, body)
 
     def _users_of(self, namespace: str, secret: str) -> Iterator[Key]:
         for plural, name in self._store.referring(namespace, secret):
             yield Key(plural, namespace, name)
             if plural == SERVER.plural:
                 yield from self._pools_of(namespace, name)
+
+
+def _key(kind: Kind, body: Mapping[str, Any]) -> Key:
+    return Key(kind.plural, str(body["metadata"].get("namespace", "")), str(body["metadata"]["name"]))
+
+
+def _generation(body: Mapping[str, Any] | None) -> object:
+    return None if body is None else (body["metadata"].get("uid"), body["metadata"].get("generation"))
+
+
+def _held(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether the pods of a PgServer may hold another number of connections than before."""
+    granted = [(body.get("status") or {}).get("granted") for body in (before, after)]
+    return granted[0] != granted[1]
 
 
 def registry(observer: Observer, login: Login, watches: Sequence[Watch]) -> kopf.OperatorRegistry:

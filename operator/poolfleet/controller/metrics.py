@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import (
@@ -59,62 +60,126 @@ LOOP_LAG: Final = Gauge(
     "poolfleet_event_loop_lag_seconds", "By how much the event loop was late last.", registry=REGISTRY
 )
 
-BUDGET: Final = Gauge(
-    "poolfleet_budget_connections",
-    "Connections that the pools may open to a PgServer.",
-    ["namespace", "server"],
-    registry=REGISTRY,
-)
-GRANTED: Final = Gauge(
-    "poolfleet_granted_connections",
-    "Connections that the pods of a pool may open at most, by the ledger.",
-    ["namespace", "server", "pool"],
-    registry=REGISTRY,
-)
-HELD: Final = Gauge(
-    "poolfleet_held_connections",
-    "Connections that the pods of a pool have open, as their agents say.",
-    ["namespace", "server", "pool"],
+POSTS: Final = Counter(
+    "poolfleet_directive_posts",
+    "Directives sent to agents by HTTP, by result: taken, refused, failed (the annotation brings those).",
+    ["result"],
     registry=REGISTRY,
 )
 
-GHOSTS: Final = Gauge(
-    "poolfleet_ghost_connections",
-    "Of the granted connections those of pods that vanished without proof that they ended.",
+
+def _of_server(name: str, meaning: str) -> Gauge:
+    return Gauge(f"poolfleet_{name}_connections", meaning, ["namespace", "server"], registry=REGISTRY)
+
+
+def _of_pool(name: str, meaning: str) -> Gauge:
+    return Gauge(f"poolfleet_{name}_connections", meaning, ["namespace", "server", "pool"], registry=REGISTRY)
+
+
+BUDGET: Final = _of_server("budget", "Connections that the pools may open to a PgServer.")
+FREE: Final = _of_server("free", "Connections that can be granted; the reserve is part of them.")
+RESERVE: Final = _of_server("reserve", "Connections kept for the first grants of new pods.")
+GHOSTS: Final = _of_server(
+    "ghost", "Of the granted connections those of pods that vanished without proof that they ended."
+)
+OTHERS: Final = _of_server(
+    "others", "Sessions of everybody who does not come through a pool; absent where nobody looks."
+)
+UNACCOUNTED: Final = _of_server(
+    "unaccounted", "Sessions of the pools' roles that no pod accounts for; absent where nobody looks."
+)
+GRANTED: Final = _of_pool("granted", "Connections that the pods of a pool may open at most, by the ledger.")
+HELD: Final = _of_pool("held", "Connections that the pods of a pool have open, as their agents say.")
+UNPROVEN: Final = _of_pool(
+    "unproven", "Of the granted connections those that pods were told to give back, and have not proved yet."
+)
+OVER: Final = Counter(
+    "poolfleet_over_budget_seconds",
+    "Seconds in which more connections were granted than the budget has, as after a budget cut.",
     ["namespace", "server"],
     registry=REGISTRY,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolNumbers:
+    """What one pool has of a server, in connections."""
+
+    granted: int  # Σ bounds
+    held: int  # as the agents say
+    unproven: int  # Σ (bound - grant)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerNumbers:
+    """The numbers of one PgServer, in connections."""
+
+    budget: int
+    free: int
+    reserve: int
+    ghosts: int
+    others: int | None  # None: nobody looks at the sessions
+    unaccounted: int | None  # None: likewise
+    pools: Mapping[str, PoolNumbers]  # by "<namespace>/<name>"
+
 
 _pools_of: dict[tuple[str, str], set[str]] = {}
+_over_since: dict[tuple[str, str], float] = {}  # PgServers that are over their budget, and up to when it is counted
+_posts: dict[str, int] = {}
 
 
-def set_server(namespace: str, server: str, budget: int, ghosts: int, pools: Mapping[str, tuple[int, int]]) -> None:
-    """Set the numbers of one PgServer, in connections: its budget, what ghosts keep, and by pool ("namespace/name")
-    what is granted and held."""
-    BUDGET.labels(namespace, server).set(budget)
-    GHOSTS.labels(namespace, server).set(ghosts)
-    for pool in _pools_of.get((namespace, server), set()) - set(pools):
-        _drop_pool(namespace, server, pool)
-    for pool, (granted, held) in pools.items():
-        GRANTED.labels(namespace, server, pool).set(granted)
-        HELD.labels(namespace, server, pool).set(held)
-    _pools_of[namespace, server] = set(pools)
+def set_server(namespace: str, server: str, numbers: ServerNumbers, now: float | None = None) -> None:
+    """Set the numbers of one PgServer; `now` in seconds of a clock that only goes forward (default: the process's)."""
+    key = (namespace, server)
+    for gauge, value in (
+        (BUDGET, numbers.budget),
+        (FREE, numbers.free),
+        (RESERVE, numbers.reserve),
+        (GHOSTS, numbers.ghosts),
+        (OTHERS, numbers.others),
+        (UNACCOUNTED, numbers.unaccounted),
+    ):
+        if value is not None:
+            gauge.labels(*key).set(value)
+        else:
+            gauge.remove(*key)  # says nothing if there is no value
+    for pool in _pools_of.get(key, set()) - set(numbers.pools):
+        _drop_pool(*key, pool)
+    for pool, of_pool in numbers.pools.items():
+        GRANTED.labels(*key, pool).set(of_pool.granted)
+        HELD.labels(*key, pool).set(of_pool.held)
+        UNPROVEN.labels(*key, pool).set(of_pool.unproven)
+    _pools_of[key] = set(numbers.pools)
+    now = time.monotonic() if now is None else now
+    seconds = OVER.labels(*key)  # there from the start, so that its first increase is seen
+    if key in _over_since:
+        seconds.inc(now - _over_since.pop(key))
+    if sum(of_pool.granted for of_pool in numbers.pools.values()) > numbers.budget:
+        _over_since[key] = now
 
 
 def drop_server(namespace: str, server: str) -> None:
     """Forget a PgServer that does not exist any more; does nothing if it was never set."""
     pools = _pools_of.pop((namespace, server), None)
+    _over_since.pop((namespace, server), None)
     if pools is None:
         return
-    BUDGET.remove(namespace, server)
-    GHOSTS.remove(namespace, server)
+    for metric in (BUDGET, FREE, RESERVE, GHOSTS, OTHERS, UNACCOUNTED, OVER):
+        metric.remove(namespace, server)
     for pool in pools:
         _drop_pool(namespace, server, pool)
 
 
+def set_posts(posts: Mapping[str, int]) -> None:
+    """Count directives sent by HTTP: `posts` by result, since the start of the process."""
+    for result, number in posts.items():
+        POSTS.labels(result).inc(number - _posts.get(result, 0))
+        _posts[result] = number
+
+
 def _drop_pool(namespace: str, server: str, pool: str) -> None:
-    GRANTED.remove(namespace, server, pool)
-    HELD.remove(namespace, server, pool)
+    for metric in (GRANTED, HELD, UNPROVEN):
+        metric.remove(namespace, server, pool)
 
 
 def count(call: Call) -> None:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from poolfleet.api import names
 from poolfleet.controller.context import Context, Key
-from poolfleet.controller.observe import pods_of, pools_of, server_name
+from poolfleet.controller.observe import elders_of, namespace_labels, pods_of
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from poolfleet.kube.kinds import ALL, CHILDREN, POD, POOL, SECRET, SERVER
@@ -24,6 +24,7 @@ from poolfleet.plan.objects.secret import decode
 from poolfleet.plan.pool import Plan
 from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.status import Conclusion
+from poolfleet.plan.tenancy import server_name
 
 logger = logging.getLogger(__name__)
 
@@ -95,23 +96,25 @@ async def observe(context: Context, body: Body) -> PoolView:
     server_body = store.get(SERVER.plural, server_namespace, server)
     if server_body is not None and "serverRef" not in body["spec"]:
         children[SERVER.kind, server] = server_body
-    rivals = pools_of(store, server_namespace, server)
+    elders, elders_need = elders_of(store, body)
     config = names.config_secret(name)
     states = {pod["metadata"]["uid"]: context.agents.state(pod["metadata"]["uid"]) for pod in _pod_bodies(store, body)}
     view = PoolView(
         body=body,
         server=server_body,
-        serving=f"{rivals[0]['metadata']['namespace']}/{rivals[0]['metadata']['name']}" if rivals else "",
         secrets={},
         children=children,
         pods=pods_of(store, namespace, name, None, {pod: state for pod, state in states.items() if state is not None}),
         settings=context.settings,
         now=context.clock(),
         fresh_key=secrets.token_hex(32),
+        labels=namespace_labels(store, namespace),
+        elders=elders,
+        elders_need=elders_need,
         last_config=None if ("Secret", config) in children else store.get_deleted(SECRET.plural, namespace, config),
         numbers_moved=context.numbers_moved.get(uid, 0.0),
     )
-    found = {secret: await context.secrets.get(namespace, secret) for secret in sorted(view.secret_names())}
+    found = {secret: await context.secrets.get(*secret) for secret in sorted(view.secret_names())}
     return replace(view, secrets={secret: None if b is None else decode(b) for secret, b in found.items()})
 
 

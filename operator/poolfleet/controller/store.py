@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from poolfleet.api import names
 from poolfleet.kube.kinds import POD, POOL, SECRET, SERVER
+from poolfleet.plan.identity import marks
+from poolfleet.plan.tenancy import server_name
 
 Body = dict[str, Any]
 Bodies = list[Body]
@@ -113,6 +115,24 @@ class Store:
         """The objects of `plural` with label poolfleet.dev/pool=`pool` in `namespace`."""
         return [*self._at(("pool", namespace, pool), plural)]
 
+    def naming(self, namespace: str, server: str) -> Bodies:
+        """The PgPools, of whatever namespace, that name the PgServer `namespace`/`server` or have it inline."""
+        return [*self._at(("server", namespace, server), POOL.plural)]
+
+    def same_server(self, server: Body) -> Bodies:
+        """The PgServers, `server` among them if it is here, that have a mark in common with it (plan/identity.py), or
+        with one that has, and so on: those that may be one and the same PostgreSQL server."""
+        found: dict[Name, Body] = {}
+        todo = [server]
+        while todo:
+            for mark in marks(todo.pop()):
+                for other in self._at(("mark", *mark), SERVER.plural):
+                    name = _name(other["metadata"])
+                    if name not in found:
+                        found[name] = other
+                        todo.append(other)
+        return [*found.values()]
+
     def referring(self, namespace: str, secret: str) -> Sequence[tuple[str, str]]:
         """(plural, name) of the PgPools and PgServers in `namespace` whose spec names the Secret `secret`."""
         return [(plural, name) for plural, (_, name) in sorted(self._index.get(("secret", namespace, secret), ()))]
@@ -128,6 +148,11 @@ class Store:
     def buried(self, uid: str) -> bool:
         """Whether the object with this UID is known to be deleted (within the last 10 minutes)."""
         return uid in self._deleted
+
+    def last_seen(self, uid: str) -> Body | None:
+        """Last body of the object with this UID if it was deleted within the last 10 minutes, else None."""
+        self._forget_old()
+        return self._deleted[uid][2] if uid in self._deleted else None
 
     def deleted_pods(self, namespace: str, pool: str | None = None) -> Bodies:
         """Last seen bodies of the pods (of `pool`) that were deleted within the last 10 minutes, oldest first."""
@@ -210,6 +235,11 @@ def _index_keys(plural: str, body: Body) -> Iterator[tuple[str, ...]]:
         yield "owner", str(owner.get("uid", ""))
     if names.LABEL_POOL in _labels(body):
         yield "pool", namespace, _labels(body)[names.LABEL_POOL]
+    if plural == POOL.plural:
+        yield "server", *server_name(body)
+    if plural == SERVER.plural:
+        for mark in marks(body):
+            yield "mark", *mark
     if plural in (POOL.plural, SERVER.plural):
         for secret in secret_names({k: v for k, v in (body.get("spec") or {}).items() if k != "template"}):
             yield "secret", namespace, secret

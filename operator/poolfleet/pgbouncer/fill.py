@@ -10,6 +10,7 @@ Standard library only.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -19,6 +20,9 @@ COLD: Final = "cold"
 """Marker of the file that a restarted PgBouncer finds: one connection per database."""
 
 
+_VALUE: Final = re.compile(r"(?P<key>\w+)=(?:'(?P<quoted>(?:[^']|'')*)'|\S*)")
+
+
 class Malformed(ValueError):
     """The template is not one that render.py wrote."""
 
@@ -26,6 +30,17 @@ class Malformed(ValueError):
 def databases(template: str) -> list[str]:
     """Names of the template's databases, in its order. Raises Malformed."""
     return [name for name, _ in _lines(template) if name is not None]
+
+
+def users(template: str) -> dict[str, str | None]:
+    """Database -> the one role that its server connections log in as; None: each client's own. Raises Malformed."""
+    found: dict[str, str | None] = {}
+    for name, line in _lines(template):
+        if name is not None:
+            values = {m["key"]: m["quoted"] for m in _VALUE.finditer(line.partition("' = ")[2])}
+            user = values.get("user")
+            found[name] = None if user is None else user.replace("''", "'")
+    return found
 
 
 def fill(template: str, grant: Mapping[str, int], marker: str) -> str:

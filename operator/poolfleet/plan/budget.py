@@ -7,65 +7,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-DEFAULT_SUPERUSER_RESERVED: Final = 3  # PostgreSQL's default, counted unless read
-DEFAULT_RESERVED: Final = 0
-OWN_CONNECTIONS: Final = 2  # the operator's own: one for discovery, one that overlaps it during a leader change
-CONFIRM_SECONDS: Final = 60.0  # a larger limit counts after two equal reads this far apart (facts/ledger.md 13)
+from poolfleet.plan.discovery import Discovery, Limits
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the server itself says or is assumed to say, in connections."""
-
-    max_connections: int
-    superuser_reserved: int = DEFAULT_SUPERUSER_RESERVED
-    reserved: int = DEFAULT_RESERVED
-
-    @property
-    def usable(self) -> int:
-        """Connections that an ordinary role can have."""
-        return self.max_connections - self.superuser_reserved - self.reserved
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Larger limits that were read once, at `since`, and do not count yet."""
-
-    limits: Limits
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Discovery:
-    """What discovery believes: the limits in force, and larger ones that wait for a second reading."""
-
-    limits: Limits
-    observed: float  # time of the newest reading
-    server_version: str = ""
-    candidate: Candidate | None = None
-
-
-def adopt(reading: Limits, server_version: str, previous: Discovery | None, now: float) -> Discovery:
-    """Fold a reading into what was believed: smaller limits count at once, larger ones after a second equal reading
-    at least CONFIRM_SECONDS later, so that a failover target's larger setting is not taken at first sight."""
-    if previous is None or reading.usable <= previous.limits.usable:
-        return Discovery(reading, now, server_version)
-    waiting = previous.candidate
-    if waiting is None or waiting.limits != reading:
-        waiting = Candidate(reading, now)
-    elif now - waiting.since >= CONFIRM_SECONDS:
-        return Discovery(reading, now, server_version)
-    return replace(previous, observed=now, server_version=server_version, candidate=waiting)
-
-
-def next_reading(discovery: Discovery | None, interval: float) -> float:
-    """When to read again (seconds since the epoch; 0.0 means at once), with `interval` seconds between readings."""
-    if discovery is None:
-        return 0.0
-    due = discovery.observed + interval
-    if discovery.candidate is not None:
-        due = min(due, max(discovery.candidate.since + CONFIRM_SECONDS, discovery.observed + 1.0))
-    return due
+OWN_CONNECTIONS: Final = 2  # the operator's own: one to a server, and one that overlaps it during a leader change
 
 
 @dataclass(frozen=True, slots=True)

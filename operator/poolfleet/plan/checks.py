@@ -4,10 +4,10 @@ The first that is violated becomes the condition Stalled. Each violated one says
 lasts: the last good fleet keeps serving, and what does not depend on the fault is still kept in order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Final
+from typing import Any, Final
 
 from poolfleet.api.conditions import STALLED, Reason
 from poolfleet.pgbouncer import parameters, quoting
@@ -16,6 +16,7 @@ from poolfleet.plan.objects.meta import controlled_by
 from poolfleet.plan.objects.overlay import TemplateError, overlay
 from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.secrets import Credentials, Problem, userlist
+from poolfleet.plan.tenancy import Standing, refusal, server_name
 
 
 class Part(Flag):
@@ -62,18 +63,12 @@ def readable(subject: Subject) -> Iterator[Finding]:
         yield Finding(Reason.INVALID_SPEC, f"spec.{view.spec_error}. Correct the PgPool.", Part.ALL)
 
 
-def own_namespace(subject: Subject) -> Iterator[Finding]:
-    """The PgServer is in the pool's namespace."""
+def namespace_allowed(subject: Subject) -> Iterator[Finding]:
+    """The PgServer's owner lets the pool's namespace use it. A pool that was allowed once keeps what it has."""
     view = subject.view
-    if view.spec is None:
+    if view.spec is None or view.server is None or view.standing is Standing.ALLOWED:
         return
-    namespace, name = view.spec.server_key(view.owner.namespace, view.owner.name)
-    if namespace != view.owner.namespace:
-        message = (
-            f'PgServer "{name}" is in namespace "{namespace}"; a PgPool can only use one of its own namespace '
-            f'"{view.owner.namespace}". Make the PgPool there.'
-        )
-        yield Finding(Reason.NAMESPACE_NOT_ALLOWED, message, Part.ALL)
+    yield Finding(Reason.NAMESPACE_NOT_ALLOWED, refusal(view.body, view.server, view.labels), Part.ALL)
 
 
 def server_there(subject: Subject) -> Iterator[Finding]:
@@ -81,26 +76,13 @@ def server_there(subject: Subject) -> Iterator[Finding]:
     view = subject.view
     if view.spec is None or view.spec.server_ref is None:
         return
-    name = view.spec.server_ref.name
     if view.server is None:
-        message = f'PgServer "{name}" does not exist in namespace "{view.owner.namespace}". Create it.'
+        namespace, name = server_name(view.body)
+        message = f'PgServer "{name}" does not exist in namespace "{namespace}". Create it.'
         yield Finding(Reason.SERVER_NOT_FOUND, message, Part.ALL)
     elif view.server_error:
-        message = f'PgServer "{name}": spec.{view.server_error}. Correct it.'
+        message = f"{view.server_title}: spec.{view.server_error}. Correct it."
         yield Finding(Reason.INVALID_SPEC, message, Part.ALL)
-
-
-def server_free(subject: Subject) -> Iterator[Finding]:
-    """No older pool has the PgServer."""
-    view = subject.view
-    if view.spec is None or view.serving in ("", view.key):
-        return
-    _, name = view.spec.server_key(view.owner.namespace, view.owner.name)
-    message = (
-        f'PgServer "{name}" serves PgPool "{view.serving}", which is older; a PgServer serves one PgPool. '
-        "Add the databases there, or use another PgServer."
-    )
-    yield Finding(Reason.SERVER_IN_USE, message, Part.ALL)
 
 
 def no_strangers(subject: Subject) -> Iterator[Finding]:
@@ -158,34 +140,87 @@ def template_fits(subject: Subject) -> Iterator[Finding]:
         yield Finding(Reason.INVALID_TEMPLATE, f"spec.template: {error}.", Part.PODS)
 
 
+def server_alone(subject: Subject) -> Iterator[Finding]:
+    """No older PgServer is the same server: its budget would be given out twice."""
+    view = subject.view
+    for condition in _stalled(view):
+        if condition["reason"] == Reason.SHARED_SERVER:
+            words = f"{view.server_title}: {condition.get('message', '')}"
+            yield Finding(Reason.SHARED_SERVER, words, _what_takes_connections(view))
+
+
 def budget_suffices(subject: Subject) -> Iterator[Finding]:
-    """The budget has one connection for each database of each replica, and one per database in reserve."""
+    """The budget has what the pool needs at least, besides what older pools need: one connection for each database of
+    each replica and of one more pod, or share.min (design section 3)."""
     view = subject.view
     budget = view.server_status.get("budget")
-    if view.spec is None or not isinstance(budget, int):
+    if view.spec is None or not isinstance(budget, int) or view.standing is not Standing.ALLOWED:
+        return
+    if any(condition["reason"] == Reason.SHARED_SERVER for condition in _stalled(view)):
         return
     replicas, databases = view.spec.replicas, len(view.spec.databases)
-    needed = (replicas + 1) * databases
-    if replicas == 0 or needed <= budget:
+    for_pods = (replicas + 1) * databases if replicas else 0
+    least = view.spec.share.min or 0
+    if not replicas and not least:
         return
-    _, server = view.spec.server_key(view.owner.namespace, view.owner.name)
+    left = budget - view.elders_need
+    if max(for_pods, least) <= left:
+        if view.server_line.get("admitted") is False and replicas:
+            yield Finding(Reason.BUDGET_TOO_SMALL, _not_yet(view, budget), Part.NONE)
+        return
+    if least > for_pods:
+        needs = f"share.min is {least} connections"
+        remedy = f"Set share.min to {max(for_pods, left)} or less" if left > 0 else "Remove share.min"
+    else:
+        needs = (
+            f"{replicas} replicas x {databases} databases + {databases} in reserve for a rollout = {for_pods} "
+            "connections at least"
+        )
+        remedy = _fewer(left, databases)
     message = (
-        f"{replicas} replicas x {databases} databases + {databases} in reserve for a rollout = {needed} connections at "
-        f'least, but the budget of PgServer "{server}" is {budget}. {_fewer(budget, databases)}, or raise the budget '
+        f"{needs}, but the budget of {view.server_title} is {budget}{_elders(view)}. {remedy}, or raise the budget "
         "(maxConnections, headroom)."
     )
-    served = set(config.served_databases(view.config_files))
-    more = served and not {database.name for database in view.spec.databases} <= served
-    yield Finding(Reason.BUDGET_TOO_SMALL, message, Part.CONTENT if more else Part.PODS)
+    yield Finding(Reason.BUDGET_TOO_SMALL, message, _what_takes_connections(view))
 
 
 def server_well(subject: Subject) -> Iterator[Finding]:
     """Nobody has to mend the PgServer. Nothing is blocked: what it knew of the server still counts."""
     view = subject.view
-    for condition in view.server_status.get("conditions") or ():
-        if view.spec is not None and condition.get("type") == STALLED and condition.get("status") == "True":
-            _, name = view.spec.server_key(view.owner.namespace, view.owner.name)
-            yield Finding(condition["reason"], f'PgServer "{name}": {condition.get("message", "")}', Part.NONE)
+    for condition in _stalled(view):
+        if condition["reason"] != Reason.SHARED_SERVER:
+            words = f"{view.server_title}: {condition.get('message', '')}"
+            yield Finding(condition["reason"], words, Part.NONE)
+
+
+def _stalled(view: PoolView) -> list[Mapping[str, Any]]:
+    """The PgServer's condition Stalled, if it is true."""
+    conditions = view.server_status.get("conditions") or () if view.spec is not None else ()
+    return [each for each in conditions if each.get("type") == STALLED and each.get("status") == "True"]
+
+
+def _what_takes_connections(view: PoolView) -> Part:
+    """What must not be written while there are no connections for it: pods; and a configuration with more databases."""
+    assert view.spec is not None
+    served = set(config.served_databases(view.config_files))
+    more = served and not {database.name for database in view.spec.databases} <= served
+    return Part.CONTENT if more else Part.PODS
+
+
+def _elders(view: PoolView) -> str:
+    if not view.elders:
+        return ""
+    pools = "an older pool needs" if view.elders == 1 else f"{view.elders} older pools need"
+    return f", of which {pools} {view.elders_need}"
+
+
+def _not_yet(view: PoolView, budget: int) -> str:
+    """What to say of a pool that would fit by its own arithmetic but is not admitted: others keep what they have."""
+    return (
+        f"{view.server_title} has no connections for this pool yet: the budget is {budget}{_elders(view)}, and ghosts "
+        "or sessions of others may keep more of it, as its status says. Wait, or raise the budget (maxConnections, "
+        "headroom)."
+    )
 
 
 def _fewer(budget: int, databases: int) -> str:
@@ -195,14 +230,14 @@ def _fewer(budget: int, databases: int) -> str:
 
 CHAIN: Final[tuple[Check, ...]] = (
     readable,
-    own_namespace,
+    namespace_allowed,
     server_there,
-    server_free,
     no_strangers,
     parameters_allowed,
     secrets_complete,
     writable,
     template_fits,
+    server_alone,
     budget_suffices,
     server_well,
 )

@@ -22,6 +22,20 @@ def refused_login(error: str) -> bool:
     return any(words in error for words in _LOGIN_ERRORS) or ('role "' in error and "does not exist" in error)
 
 
+_TOO_MANY = (
+    "too many clients already",
+    "remaining connection slots are reserved",
+    "too many connections for role",
+    "too many connections for database",
+)
+
+
+def too_many(error: str) -> bool:
+    """Whether PostgreSQL's words are those of SQLSTATE 53300: somebody else has the connections, or a limit of the
+    database or the role is lower than what was granted."""
+    return any(words in error for words in _TOO_MANY)
+
+
 def merge(
     old: Sequence[Mapping[str, Any]], wished: Iterable[Condition], generation: int, now: float
 ) -> list[dict[str, Any]]:

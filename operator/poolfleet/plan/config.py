@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 
 from poolfleet.api import names
-from poolfleet.api.wire import config_hash
-from poolfleet.pgbouncer import fill
+from poolfleet.api.wire import config_hash, tombstone
+from poolfleet.pgbouncer import fill, quoting
 from poolfleet.pgbouncer.render import DatabaseLine, Settings, render_ini, render_userlist
 from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.secrets import Credentials
@@ -49,7 +49,7 @@ def files(view: PoolView, given: Credentials, users: Mapping[str, str], key: str
         lines.append(
             DatabaseLine(
                 name=database.name,
-                host=server.host,
+                host=view.server_host,
                 port=server.port,
                 dbname=database.dbname,
                 user=login.username if login else None,
@@ -77,6 +77,19 @@ def files(view: PoolView, given: Credentials, users: Mapping[str, str], key: str
 def live_hash(data: Mapping[str, bytes]) -> str:
     """The directive's `config` for the data of x-config, "" if there is none."""
     return config_hash(data) if data else ""
+
+
+def served_roles(data: Mapping[str, bytes]) -> dict[str, frozenset[str]]:
+    """Database -> the roles on the server that its connections log in as, by x-config: its one login, or every client's
+    own, without removed users. Empty if there is no x-config, or it was spoilt by hand."""
+    try:
+        logins = fill.users(data.get(names.INI_FILE, b"").decode())
+        listed = quoting.read_userlist(data.get(names.USERLIST_FILE, b"").decode())
+        key = bytes.fromhex(data.get(names.KEY_FILE, b"").decode())
+    except ValueError:  # Malformed, not UTF-8, or no hex
+        return {}
+    clients = frozenset(user for user, password in listed if password != tombstone(key, user))
+    return {database: clients if user is None else frozenset({user}) for database, user in logins.items()}
 
 
 def served_databases(data: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -227,7 +227,13 @@ def _rollout(fleet: Fleet) -> Problem | None:
     if seen and all(count == wanted for count in counts):
         return None
     if not seen or counts[0] < wanted or counts[1] > wanted:
-        return Problem(Reason.PROGRESSING, f"{counts[0]} of {wanted} pods are up to date, {counts[2]} take clients.")
+        message = f"{counts[0]} of {wanted} pods are up to date, {counts[2]} take clients."
+        if not fleet.plan.surge.more:
+            message += (
+                " The budget has no connections for one pod more, so this rollout takes one pod away before it makes "
+                "the next (maxSurge 0, maxUnavailable 1)."
+            )
+        return Problem(Reason.PROGRESSING, message)
     return _waiting_for_pods(fleet)
 
 
@@ -248,9 +254,8 @@ def _remedy(view: PoolView, database: str, reason: str) -> str:
     """What to do about a server that cannot be used for that database."""
     if view.spec is None:
         return ""
-    _, server = view.spec.server_key(view.owner.namespace, view.owner.name)
     if reason != Reason.AUTHENTICATION_FAILED:
-        return f'Check the server, and host, port and tls of PgServer "{server}".'
+        return f"Check the server, and host, port and tls of {view.server_title}."
     forced = [d.credentials_secret_ref for d in view.spec.databases if d.name == database]
     login = next((reference for reference in forced if reference is not None), view.spec.users[0].secret_ref)
     return f'Correct Secret "{login.name}", or the role on the server.'

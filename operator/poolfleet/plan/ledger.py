@@ -11,87 +11,36 @@ and the rules are few (design section 3; each one closes a run in which a model 
 * Raising: ledger first, then tell, and only out of what is free. Lowering: tell, have it proved, then release.
 * Every directive has a revision of its own that the ledger holds first. A proof names it.
 * Released connections rest for the linger time: backends of a process that is gone need it to notice.
-* A pod counts until it is known to be gone. One that merely vanished keeps its entries for a grace period.
-* One connection per database of a pool stays in reserve, so that a surge pod can always start.
+* A pod counts until it is known to be gone. One that merely vanished is a ghost until PostgreSQL shows no session that
+  it could have, or for a grace period.
+* Sessions of the pools' roles that no agent accounts for are not free.
+* One connection per database of each pool stays in its reserve, so that a surge pod can always start.
 
-`advance` takes the world as observed and returns the next ledger; `orders` says what to tell whom once it is written.
-Whoever calls them writes the ledger by compare-and-set and tells only after that write (controller/servers.py).
+Who shall reach what is decided in plan/shares.py. Here `advance` takes the world as observed and returns the next
+ledger; `orders` says what to tell whom once it is written. Whoever calls them writes the ledger by compare-and-set and
+tells only after that write (controller/servers.py).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from poolfleet.api.names import LINGER_SECONDS
 from poolfleet.api.wire import AgentState, Directive
 from poolfleet.plan.model import Pod
-from poolfleet.plan.sizing import PoolWish, divide
+from poolfleet.plan.shares import DRAIN_CUT_SECONDS, MOVE_SECONDS, REVERSAL_SECONDS, divide_budget
+from poolfleet.plan.world import Entry, Ledger, Rest, World, highest_revision
 
 UNVERIFIED_SECONDS: Final = 5.0  # a shrink unproved for this long is asked of the next donor as well
 NUDGE_SECONDS: Final = 3.0  # a directive unanswered for this long is sent anew: touching the pod wakes the kubelet
-DRAIN_CUT_SECONDS: Final = 2.0  # a draining pod is cut to its clients at most this often
+GHOST_LOOK_SECONDS: Final = 10.0  # a look at PostgreSQL proves a ghost's end only so long after the pod vanished
+GHOST_LOOKS_APART: Final = 4.0  # and so does another one, so much later
 REVISION_GAP: Final = 1000  # how far a rebuilt ledger jumps ahead of every revision seen
 OBSERVED_SAMPLES: Final = 2  # samples that make a proof
 
 
 class IllegalStepError(AssertionError):
     """A step would have raised Σ bounds above the budget. A bug; nothing was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What one pod may hold of one database."""
-
-    pod: str  # UID
-    pod_name: str
-    pool: str  # "<namespace>/<name>"
-    database: str
-    bound: int
-    grant: int
-    revision: int
-    since: float  # when `revision` was written
-    gone_since: float | None = None  # when the pod was first missed
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """Released connections that nobody gets before `until`."""
-
-    connections: int
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Everything the budget depends on; it lives in PgServer.status.ledger."""
-
-    revision: int = 0
-    entries: tuple[Entry, ...] = ()
-    resting: tuple[Rest, ...] = ()
-    rebuilt: float | None = None  # when it was rebuilt from what the pods know; nothing is raised for a while then
-
-    @property
-    def bound(self) -> int:
-        """Σ bounds: what may be held at this moment."""
-        return sum(entry.bound for entry in self.entries)
-
-    def of_pod(self, uid: str) -> list[Entry]:
-        """The entries of one pod."""
-        return [entry for entry in self.entries if entry.pod == uid]
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """All that a step depends on."""
-
-    server: str  # PgServer UID
-    budget: int | None  # None: not known, then nothing is raised
-    ledger: Ledger
-    pods: tuple[Pod, ...]  # of the server's pools; deleted ones too while their last words are remembered
-    wish: PoolWish | None
-    now: float
-    leader_since: float = 0.0  # rests that another leader wrote run anew from here: clocks differ
-    ghost_grace: float = 120.0  # seconds that a vanished pod keeps its entries
 
 
 def advance(world: World) -> Ledger:
@@ -102,7 +51,7 @@ def advance(world: World) -> Ledger:
     step.release_the_gone()
     step.take_proofs()
     step.finish_rebuild()
-    if world.budget is not None and world.wish is not None:
+    if world.budget is not None:
         step.lower()
         step.raise_grants()
     step.reissue()
@@ -111,8 +60,7 @@ def advance(world: World) -> Ledger:
 
 def orders(world: World, ledger: Ledger) -> list[tuple[Pod, Directive]]:
     """The directives that pods should carry under the written `ledger` and do not carry yet."""
-    config = world.wish.config if world.wish else ""
-    shares = fair_shares(world, ledger)
+    fair = divide_budget(world, ledger).fair
     due = []
     for pod in world.pods:
         entries = ledger.of_pod(pod.uid)
@@ -122,15 +70,16 @@ def orders(world: World, ledger: Ledger) -> list[tuple[Pod, Directive]]:
         annotated = pod.directive.get("rev", 0) if pod.directive.get("server") == world.server else 0
         if annotated >= revision:
             continue
+        wish = world.wish_of(pod.pool)
         grant = {entry.database: entry.grant for entry in entries if entry.grant}
-        share = {name: shares.get((pod.uid, name), count) for name, count in grant.items()}
-        due.append((pod, Directive(world.server, pod.uid, revision, config, grant, share)))
+        share = {name: fair.get((pod.uid, name), count) for name, count in grant.items()}
+        due.append((pod, Directive(world.server, pod.uid, revision, wish.config if wish else "", grant, share)))
     return due
 
 
 def wake_at(world: World, ledger: Ledger) -> float | None:
     """When time alone will allow the next step (seconds since the epoch), if ever."""
-    times = [_until(world, rest) for rest in ledger.resting]
+    times = [world.rests_until(rest) for rest in ledger.resting]
     if ledger.rebuilt is not None:
         times.append(ledger.rebuilt + world.ghost_grace)
     pods = {pod.uid: pod for pod in world.pods}
@@ -144,19 +93,10 @@ def wake_at(world: World, ledger: Ledger) -> float | None:
             times.append(entry.since + 2 * UNVERIFIED_SECONDS)
         elif pod.terminating:
             times.append(entry.since + DRAIN_CUT_SECONDS)
+        else:
+            times += [entry.since + MOVE_SECONDS, (entry.raised or 0.0) + REVERSAL_SECONDS]
     times = [time for time in times if time > world.now]
     return min(times) if times else None
-
-
-def free(world: World, ledger: Ledger) -> int:
-    """Connections that may be handed out now; negative after a cut of the budget."""
-    resting = sum(rest.connections for rest in ledger.resting if _until(world, rest) > world.now)
-    return (world.budget or 0) - ledger.bound - resting
-
-
-def reserve(wish: PoolWish | None) -> int:
-    """Connections kept so that one more pod can always start: one per database."""
-    return len(wish.databases) if wish else 0
 
 
 def is_lost(world: World) -> bool:
@@ -169,14 +109,14 @@ def is_lost(world: World) -> bool:
             if pod.directive.get("grant") and not world.ledger.of_pod(pod.uid):
                 return True
             continue
-        if _highest_revision(pod, world.server) > world.ledger.revision:
+        if highest_revision(pod, world.server) > world.ledger.revision:
             return True
     return False
 
 
 def rebuild(world: World) -> Ledger:
     """A ledger from what the pods were told and hold: bound = max(annotated, loaded, held) (facts/ledger.md 8)."""
-    highest = max([world.ledger.revision, *(_highest_revision(pod, None) for pod in world.pods)])
+    highest = max([world.ledger.revision, *(highest_revision(pod, None) for pod in world.pods)])
     revision = highest + REVISION_GAP
     known = {(entry.pod, entry.database): entry for entry in world.ledger.entries}
     for pod in world.pods:
@@ -189,8 +129,7 @@ def rebuild(world: World) -> Ledger:
         for name, bound in bounds.items():
             before = known.get((pod.uid, name))
             bound = max(bound, before.bound if before else 0)
-            pool = f"{pod.namespace}/{world.wish.pool.partition('/')[2] if world.wish else ''}"
-            known[pod.uid, name] = Entry(pod.uid, pod.name, pool, name, bound, bound, revision, world.now)
+            known[pod.uid, name] = Entry(pod.uid, pod.name, pod.pool, name, bound, bound, revision, world.now)
     return Ledger(revision, tuple(known.values()), world.ledger.resting, world.now)
 
 
@@ -215,61 +154,6 @@ def proves(state: AgentState | None, entry: Entry, server: str) -> bool:
     )
 
 
-def members(world: World) -> list[Pod]:
-    """The pods that shall have a share, oldest first: of this server, placed on a node, staying."""
-    staying = [
-        pod
-        for pod in world.pods
-        if pod.scheduled and not pod.terminating and not pod.ended and pod.server == world.server
-    ]
-    return sorted(staying, key=lambda pod: (pod.created, pod.uid))
-
-
-def fair_shares(world: World, ledger: Ledger) -> dict[tuple[str, str], int]:
-    """What every staying (pod, database) would have if all agents had answered; a pod is warm with half of it."""
-    if world.wish is None or world.budget is None:
-        return {}
-    staying = [pod.uid for pod in members(world)]
-    others = sum(entry.bound for entry in ledger.entries if entry.pod not in staying)
-    return divide(world.budget - reserve(world.wish) - others, staying, world.wish)
-
-
-def targets(world: World, ledger: Ledger) -> dict[tuple[str, str], int]:
-    """What every (pod, database) shall reach, given who else still counts; 0 for a database that is to go.
-
-    A pod whose agent has not answered is not raised: one that never comes up holds nobody's share. But it keeps what
-    it has of its fair share: a new leader has not heard of any pod yet. A draining pod is cut to what its clients can
-    use.
-    """
-    wish = world.wish
-    if wish is None or world.budget is None:
-        return {}
-    staying = members(world)
-    up = [pod.uid for pod in staying if pod.state is not None and pod.state.server == world.server and pod.state.rev]
-    fair, had = fair_shares(world, ledger), {(entry.pod, entry.database): entry.grant for entry in ledger.entries}
-    silent = {key: max(1, min(had.get(key, 1), share)) for key, share in fair.items() if key[0] not in up}
-    staying_uids = {pod.uid for pod in staying}
-    others = sum(entry.bound for entry in ledger.entries if entry.pod not in staying_uids)
-    total = world.budget - reserve(wish) - others - sum(silent.values())
-    result = divide(total, up, wish) | silent
-    pods = {pod.uid: pod for pod in world.pods}
-    for entry in ledger.entries:
-        key = (entry.pod, entry.database)
-        if key in result:
-            continue
-        pod = pods.get(entry.pod)
-        if entry.pod in staying_uids:
-            result[key] = 0  # a database that is no longer in the spec
-        elif pod is not None and pod.terminating and pod.state is not None and pod.server == world.server:
-            database = pod.state.databases.get(entry.database)
-            wanted = max(1, database.clients if database else 0)
-            soon = world.now - entry.since < DRAIN_CUT_SECONDS
-            result[key] = entry.grant if soon else min(entry.grant, wanted)
-        else:
-            result[key] = entry.grant
-    return result
-
-
 class _Step:
     """One step under construction: the entries by (pod, database), and which pods need a new directive."""
 
@@ -277,7 +161,7 @@ class _Step:
         self.world = world
         self.pods: Mapping[str, Pod] = {pod.uid: pod for pod in world.pods}
         self.entries = {(entry.pod, entry.database): entry for entry in world.ledger.entries}
-        self.resting = [rest for rest in world.ledger.resting if _until(world, rest) > world.now]
+        self.resting = [rest for rest in world.ledger.resting if world.rests_until(rest) > world.now]
         self.rebuilt = world.ledger.rebuilt
         self.told: set[str] = set()  # UIDs of pods that get a new revision
 
@@ -296,20 +180,27 @@ class _Step:
             self.resting.append(Rest(connections, self.world.now + LINGER_SECONDS))
 
     def release_the_gone(self) -> None:
-        """Drop entries of pods that are known to be gone, and of vanished ones after their grace."""
+        """Drop the entries of pods that are known to be gone, and of ghosts once they are proved or given up."""
         for key, entry in list(self.entries.items()):
             pod = self.pods.get(entry.pod)
-            if pod is not None and pod.ended:
+            if (pod is not None and pod.ended) or entry.pod in self.world.off or self.is_over(entry, pod):
                 del self.entries[key]
                 self.release(entry.bound)
-            elif pod is None and entry.gone_since is None:
-                self.entries[key] = replace(entry, gone_since=self.world.now)
-            elif pod is None and entry.gone_since is not None:
-                if self.world.now - entry.gone_since >= self.world.ghost_grace:
-                    del self.entries[key]
-                    self.release(entry.bound)
-            elif entry.gone_since is not None:
-                self.entries[key] = replace(entry, gone_since=None)
+            elif (pod is None) != (entry.gone_since is not None):
+                self.entries[key] = replace(entry, gone_since=self.world.now if pod is None else None)
+
+    def is_over(self, entry: Entry, pod: Pod | None) -> bool:
+        """Whether a ghost is gone: PostgreSQL shows no session that it could have, or its grace is over. Nobody who
+        still answers is gone."""
+        world = self.world
+        if pod is not None or entry.gone_since is None or entry.pod in world.answering:
+            return False
+        quiet = world.sessions.quiet_since if world.sessions is not None else None
+        if world.sessions is not None and quiet is not None and world.wish_of(entry.pool) is not None:
+            # Twice, for a process that nobody can reach may have been idle at the one moment.
+            if quiet - entry.gone_since >= GHOST_LOOK_SECONDS and world.sessions.at - quiet >= GHOST_LOOKS_APART:
+                return True
+        return world.now - entry.gone_since >= world.ghost_grace
 
     def take_proofs(self) -> None:
         """Lower bounds to what was proved; an entry that proved nothing left is dropped."""
@@ -335,62 +226,86 @@ class _Step:
         self.rebuilt = None
 
     def lower(self) -> None:
-        """Order shrinks towards the targets: one staying pod at a time, another only if that one does not answer."""
-        wanted = targets(self.world, self.ledger())
+        """Order shrinks towards the targets: in each pool one staying pod at a time, another only if that one does not
+        answer."""
+        wanted = divide_budget(self.world, self.ledger()).targets
         excess: dict[str, int] = {}
-        busy = False
+        busy: set[str] = set()  # pools with a staying pod that shrinks
         for key, entry in self.entries.items():
             pod = self.pods.get(entry.pod)
             if pod is None or pod.server != self.world.server:
                 continue
-            if entry.grant < entry.bound and not pod.terminating:
-                busy = busy or self.world.now - entry.since < UNVERIFIED_SECONDS
+            unproved = entry.grant < entry.bound and self.world.now - entry.since < UNVERIFIED_SECONDS
+            if unproved and not pod.terminating:
+                busy.add(entry.pool)
             more = entry.grant - wanted.get(key, entry.grant)
             if more > 0:
                 excess[entry.pod] = excess.get(entry.pod, 0) + more
-        draining = [uid for uid in excess if self.pods[uid].terminating]
-        staying = sorted((uid for uid in excess if uid not in draining), key=lambda uid: (-excess[uid], uid))
-        for uid in [*draining, *([] if busy else staying[:1])]:
+        for uid in sorted(excess, key=lambda uid: (-excess[uid], uid)):
+            pod = self.pods[uid]
+            if not pod.terminating:
+                if pod.pool in busy:
+                    continue
+                busy.add(pod.pool)
             for key, entry in self.entries.items():
                 if entry.pod == uid and entry.grant > wanted.get(key, entry.grant):
                     self.entries[key] = replace(entry, grant=wanted[key])
                     self.told.add(uid)
 
     def raise_grants(self) -> None:
-        """Hand out what is free: first grants (they may use the reserve), then whoever has least of its target."""
-        wish = self.world.wish
-        if wish is None or self.rebuilt is not None:
+        """Hand out what is free: first grants (they may use the pool's reserve), then whoever has least of its
+        target."""
+        if self.rebuilt is not None:
             return
-        left = free(self.world, self.ledger())
-        staying = members(self.world)
-        for pod in staying:
-            missing = [name for name in sorted(wish.databases) if (pod.uid, name) not in self.entries]
-            if missing and left >= len(missing):
+        ledger = self.ledger()
+        division = divide_budget(self.world, ledger)
+        left = self.world.free(ledger)
+        # What is left of each pool's reserve: it belongs to this pool's next pod and to nobody else.
+        held = {wish.pool: sum(e.bound for e in ledger.of_pool(wish.pool)) for wish in self.world.wishes}
+        room = {
+            wish.pool: max(division.shares[wish.pool], division.allotted[wish.pool]) - held[wish.pool]
+            for wish in self.world.wishes
+            if wish.pool in division.shares
+        }
+        kept = {w.pool: min(w.reserve, max(0, room[w.pool])) for w in self.world.wishes if w.pool in room}
+        for wish in sorted(self.world.wishes, key=lambda w: (w.created, w.uid)):
+            for pod in self.world.members(wish.pool) if wish.pool in room else ():
+                missing = [name for name in sorted(wish.databases) if (pod.uid, name) not in self.entries]
+                mine = left - sum(kept.values()) + kept[wish.pool]
+                if any(self.world.held_back(wish, name) for name in missing):
+                    continue
+                if not missing or min(mine, room[wish.pool]) < len(missing):
+                    continue
                 for name in missing:
                     self.entries[pod.uid, name] = Entry(
-                        pod.uid, pod.name, wish.pool, name, bound=1, grant=1, revision=0, since=self.world.now
+                        pod.uid, pod.name, wish.pool, name, 1, 1, 0, self.world.now, raised=self.world.now
                     )
                 left -= len(missing)
+                room[wish.pool] -= len(missing)
+                kept[wish.pool] = min(wish.reserve, max(0, room[wish.pool]))
                 self.told.add(pod.uid)
-        left -= reserve(wish)
-        wanted = targets(self.world, self.ledger())
+        left -= sum(kept.values())
+        wanted = divide_budget(self.world, self.ledger()).targets
         below = [key for key, entry in self.entries.items() if entry.grant < wanted.get(key, 0)]
+        for wish in self.world.wishes if self.world.blocked else ():
+            below = [k for k in below if self.entries[k].pool != wish.pool or not self.world.held_back(wish, k[1])]
         for key in sorted(below, key=lambda k: (self.entries[k].grant / wanted[k], k)):
             entry = self.entries[key]
             grant = min(wanted[key], entry.bound + max(0, left))
             if grant > entry.grant:
                 left -= max(0, grant - entry.bound)
-                self.entries[key] = replace(entry, grant=grant, bound=max(entry.bound, grant))
+                self.entries[key] = replace(entry, grant=grant, bound=max(entry.bound, grant), raised=self.world.now)
                 self.told.add(entry.pod)
 
     def reissue(self) -> None:
         """Give a new revision to directives that name an old configuration, or that nobody has answered."""
-        config = self.world.wish.config if self.world.wish else ""
         for uid in {entry.pod for entry in self.entries.values()}:
             pod = self.pods.get(uid)
             if pod is None or pod.ended or pod.server != self.world.server or uid in self.told:
                 continue
             entries = [entry for entry in self.entries.values() if entry.pod == uid]
+            wish = self.world.wish_of(pod.pool)
+            config = wish.config if wish else ""
             revision = max(entry.revision for entry in entries)
             age = self.world.now - max(entry.since for entry in entries)
             if not pod.directive or pod.directive.get("rev") != revision:
@@ -420,16 +335,3 @@ class _Step:
         if after.bound > max(world.budget or 0, world.ledger.bound):
             raise IllegalStepError(f"Σ bounds {after.bound}, budget {world.budget}, before {world.ledger.bound}")
         return after
-
-
-def _until(world: World, rest: Rest) -> float:
-    """When a rest is over: one that another leader wrote runs anew from when this one began."""
-    return max(rest.until, world.leader_since + LINGER_SECONDS)
-
-
-def _highest_revision(pod: Pod, server: str | None) -> int:
-    """The largest revision that a pod was told or has applied, of one server or (None) of any."""
-    seen: Iterable[tuple[str, int]] = [(pod.directive.get("server", ""), int(pod.directive.get("rev", 0)))]
-    if pod.state is not None:
-        seen = [*seen, (pod.state.server, pod.state.rev)]
-    return max((rev for of, rev in seen if server is None or of == server), default=0)

@@ -60,4 +60,19 @@ class Pod:
         default_factory=dict
     )  # annotation, MAC verified; empty if absent or not to be believed
     raw_directive: str | None = None  # annotation as it stands, for the JSON patch's `test`
+    pool: str = ""  # "<namespace>/<name>" of its PgPool, by its label
+    node: str = ""  # spec.nodeName
     state: AgentState | None = None  # newest answer of its agent, MAC verified; None while it cannot be read
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """What pg_stat_activity showed to a role that sees everything: client backends, sorted by who accounts for them."""
+
+    at: float  # when the reading began
+    pools: int  # sessions of roles that pools log in as
+    orphans: Mapping[str, int]  # role of a pool -> its sessions that no agent accounts for, twice, seconds apart
+    others: int  # sessions of everybody else, the operator's own left out
+    quiet_since: float | None = (
+        None  # the first of the looks, up to this one, that showed no orphan; None: this one does
+    )

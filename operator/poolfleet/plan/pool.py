@@ -1,7 +1,7 @@
 """What a PgPool's children shall be, and which of them must be written for it. Pure; controller/pools.py does it."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from poolfleet.api import names
@@ -15,7 +15,7 @@ from poolfleet.plan.objects.drift import differs
 from poolfleet.plan.objects.meta import Manifest, annotation, stamp
 from poolfleet.plan.objects.overlay import overlay
 from poolfleet.plan.poolview import Body, PoolView
-from poolfleet.plan.rollout import Rolled
+from poolfleet.plan.rollout import Rolled, Surge
 from poolfleet.plan.secrets import USERS, Credentials, Problem, credentials, userlist, users_annotation
 from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.times import seconds
@@ -42,6 +42,7 @@ class Plan:
     config: str = ""  # hash of x-config as it is after this plan, "" if there is none
     rolled: Rolled | None = None  # what the pods are made of after this plan
     overridden: tuple[str, ...] = ()  # fields of spec.template that had to give way
+    surge: Surge = field(default_factory=lambda: Surge(more=True))  # how a rollout goes on
 
     def unseen(self, view: PoolView) -> list[tuple[str, str]]:
         """(kind, name) of the wanted children that no watch has shown: to be looked for before they are made."""
@@ -73,6 +74,7 @@ def plan(view: PoolView) -> Plan:
         config=config.live_hash(builder.files) or live_config,
         rolled=builder.rolled,
         overridden=builder.overridden,
+        surge=builder.surge,
     )
 
 
@@ -80,37 +82,57 @@ def waits_for(view: PoolView) -> Problem | None:
     """What a pool without a configuration waits for; None if nothing is missing."""
     if view.spec is None:
         return None
-    _, name = view.spec.server_key(view.owner.namespace, view.owner.name)
     if view.server is None:
-        return Problem(Reason.WAITING_FOR_SERVER, f'PgServer "{name}" is being made.')
+        return Problem(Reason.WAITING_FOR_SERVER, f"{view.server_title} is being made.")
     if config.largest_grant(view) is not None:
         return None
     for condition in view.server_status.get("conditions") or ():
         if condition.get("type") == READY and condition.get("status") == "False" and condition.get("message"):
-            return Problem(condition["reason"], f'PgServer "{name}": {condition["message"]}')
-    return Problem(Reason.WAITING_FOR_SERVER, f'max_connections of PgServer "{name}" is not known yet.')
+            return Problem(condition["reason"], f"{view.server_title}: {condition['message']}")
+    return Problem(Reason.WAITING_FOR_SERVER, f"max_connections of {view.server_title} is not known yet.")
 
 
 def wishes(body: Body, live_config: Body | None) -> PoolWish | None:
     """What the server reconciler has to know of a PgPool; None while its spec cannot be read.
 
-    `live_config` is the Secret x-config as it stands in the API. The databases are those that it serves, not those of
-    the spec: while a fault keeps a new configuration back, the last good one is what gets connections.
+    `live_config` is the Secret x-config as it stands in the API. Databases and roles are those that it serves, not
+    those of the spec: while a fault keeps a new configuration back, the last good one is what gets connections.
     """
-    metadata = body["metadata"]
-    spec = (body.get("spec") or {}).get("databases")
-    if not isinstance(spec, list):
+    metadata, spec = body["metadata"], body.get("spec") or {}
+    databases = spec.get("databases")
+    if not isinstance(databases, list):
         return None
-    weights = {str(item["name"]): int(item.get("weight", 1)) for item in spec}
+    weights = {str(item["name"]): int(item.get("weight", 1)) for item in databases}
+    share = spec.get("share") or {}
     data = secret.decode(live_config)
     served = config.served_databases(data) or tuple(weights)
+    most = share.get("max")
     return PoolWish(
         pool=f"{metadata['namespace']}/{metadata['name']}",
         uid=metadata["uid"],
         created=seconds(metadata.get("creationTimestamp")),
         databases={name: weights.get(name, 1) for name in served},
         config=config.live_hash(data),
+        replicas=_whole(spec.get("replicas"), 2),
+        weight=_whole(share.get("weight"), 1),
+        least=_whole(share.get("min"), 0),
+        most=None if most is None else int(most),
+        roles=config.served_roles(data),
     )
+
+
+def _whole(value: object, otherwise: int) -> int:
+    return value if isinstance(value, int) else otherwise
+
+
+def frozen(wish: PoolWish, connections: int, databases: Collection[str]) -> PoolWish:
+    """`wish` of a pool that may not use its server any more: no more than the `connections` of its share and the
+    `databases` that it has entries for, whatever its spec and its x-config say by now."""
+    kept = {name: weight for name, weight in wish.databases.items() if name in databases}
+    most = connections if wish.most is None else min(wish.most, connections)
+    replicas = min(wish.replicas, max(0, most // len(kept) - 1)) if kept else 0
+    roles = {name: roles for name, roles in wish.roles.items() if name in kept}
+    return replace(wish, databases=kept, replicas=replicas, least=0, most=most, roles=roles)
 
 
 class _Builder:
@@ -127,6 +149,7 @@ class _Builder:
         self.overridden: tuple[str, ...] = ()
         self.files: Mapping[str, bytes] = {}
         self.key = config.pool_key(view)
+        self.surge = rollout.surge(view.child("Deployment"), view.pods, view.now)
 
     def children(self) -> Iterator[Manifest]:
         """All of them, the pods last: what they mount and need comes first."""
@@ -213,7 +236,9 @@ class _Builder:
             restart_parameters=rollout.inputs_hash(restart) if restart else "",
         )
         template, self.overridden = overlay(base, spec.template)
-        return workload.deployment(self.owner, replicas=spec.replicas, template=template, rolled=self.rolled)
+        return workload.deployment(
+            self.owner, replicas=spec.replicas, template=template, rolled=self.rolled, surge=self.surge.more
+        )
 
 
 def with_children(view: PoolView, found: Mapping[tuple[str, str], Body]) -> PoolView:

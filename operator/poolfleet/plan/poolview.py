@@ -10,12 +10,16 @@ from poolfleet.api import names
 from poolfleet.api.base import explain
 from poolfleet.api.pgpool import PgPoolSpec
 from poolfleet.api.pgserver import PgServerSpec
+from poolfleet.plan import tenancy
 from poolfleet.plan.model import Pod, Settings
 from poolfleet.plan.objects.meta import Owner, controlled_by
 from poolfleet.plan.objects.secret import decode
+from poolfleet.plan.tenancy import Standing, full_host
 
 Body = Mapping[str, Any]
 """A live object as JSON."""
+SecretName = tuple[str, str]
+"""Namespace and name of a Secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +28,15 @@ class PoolView:
 
     body: Body  # the PgPool
     server: Body | None  # the PgServer that it uses
-    serving: str  # "<namespace>/<name>" of the pool that has the PgServer: the oldest that names it
-    secrets: Mapping[str, Mapping[str, bytes] | None]  # data of the Secrets that the specs name; None: not found
+    secrets: Mapping[SecretName, Mapping[str, bytes] | None]  # data of the Secrets that the specs name; None: not found
     children: Mapping[tuple[str, str], Body]  # (kind, name) -> live child, or a stranger of a child's name
     pods: tuple[Pod, ...]
     settings: Settings
     now: float
     fresh_key: str  # 64 random hex digits, for a pool that has no key yet
+    labels: Mapping[str, str] | None = None  # of the pool's Namespace; None: not known
+    elders: int = 0  # older pools on the same PgServer
+    elders_need: int = 0  # connections of the budget that they are sure of
     last_config: Body | None = None  # the Secret x-config as it was last seen, if it was deleted
     numbers_moved: float = 0.0  # when the live numbers in status last moved
     ready_since: float | None = 0.0  # since when pods take clients, as far as this process saw; None: none did
@@ -38,18 +44,22 @@ class PoolView:
     spec_error: str = field(init=False)
     server_spec: PgServerSpec | None = field(init=False)
     server_error: str = field(init=False)
+    standing: Standing = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the two specs; what is wrong with them goes into spec_error and server_error."""
+        """Read the two specs; what is wrong with them goes into spec_error and server_error. Of a PgServer that the
+        pool may not use nothing is read: its owner has not shown it to the pool's."""
         spec, error = _read(PgPoolSpec, self.body.get("spec"))
+        standing = tenancy.standing(self.body, self.server, self.labels)
         server_spec, server_error = spec.server if spec is not None else None, ""
-        if server_spec is None and self.server is not None:
+        if server_spec is None and self.server is not None and standing is not Standing.REFUSED:
             server_spec, server_error = _read(PgServerSpec, self.server.get("spec"))
         for name, value in (
             ("spec", spec),
             ("spec_error", error),
             ("server_spec", server_spec),
             ("server_error", server_error),
+            ("standing", standing),
         ):
             object.__setattr__(self, name, value)
 
@@ -81,19 +91,41 @@ class PoolView:
 
     @property
     def server_status(self) -> Body:
-        """The PgServer's status; empty while there is none."""
-        return {} if self.server is None else self.server.get("status") or {}
+        """The PgServer's status; empty while there is none, or while the pool may not see it."""
+        if self.server is None or self.standing is Standing.REFUSED:
+            return {}
+        return self.server.get("status") or {}
 
-    def secret_names(self) -> frozenset[str]:
-        """Names of the Secrets that the two specs name and a configuration needs."""
-        found = set()
+    @property
+    def server_line(self) -> Body:
+        """What the PgServer's status says of this pool; empty if nothing."""
+        return {} if self.server is None else tenancy.line_of(self.body, self.server)
+
+    @property
+    def server_title(self) -> str:
+        """The PgServer as messages call it: `PgServer "db"`, with its namespace if that is another one."""
+        namespace, name = tenancy.server_name(self.body)
+        where = "" if namespace == self.owner.namespace else f' of namespace "{namespace}"'
+        return f'PgServer "{name}"{where}'
+
+    @property
+    def server_host(self) -> str:
+        """The server's host as the pods have to write it: a single label means a Service of the PgServer's namespace.
+        `server_spec` must be readable."""
+        assert self.server_spec is not None
+        namespace = tenancy.server_name(self.body)[0]
+        host = self.server_spec.host
+        return host if namespace == self.owner.namespace else full_host(host, namespace)
+
+    def secret_names(self) -> frozenset[SecretName]:
+        """The Secrets that the two specs name and a configuration needs; the CA is in the PgServer's namespace."""
+        found: set[SecretName] = set()
         if self.spec is not None:
-            found |= {user.secret_ref.name for user in self.spec.users}
-            found |= {
-                d.credentials_secret_ref.name for d in self.spec.databases if d.credentials_secret_ref is not None
-            }
+            own = [user.secret_ref for user in self.spec.users]
+            own += [d.credentials_secret_ref for d in self.spec.databases if d.credentials_secret_ref is not None]
+            found |= {(self.owner.namespace, reference.name) for reference in own}
         if self.server_spec is not None and self.server_spec.tls.ca_secret_ref is not None:
-            found.add(self.server_spec.tls.ca_secret_ref.name)
+            found.add((tenancy.server_name(self.body)[0], self.server_spec.tls.ca_secret_ref.name))
         return frozenset(found)
 
     def child(self, kind: str, name: str | None = None) -> Body | None:

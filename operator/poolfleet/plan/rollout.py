@@ -6,11 +6,14 @@ are taken from there, not from the running operator, until something rolls the f
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from poolfleet.plan.model import Settings
+from poolfleet.plan.model import Pod, Settings
+
+SURGE_PATIENCE: Final = 30.0
+"""Seconds that a pod which a rollout adds may wait for its first grant, until the rollout goes on without such pods."""
 
 TEMPLATE_REVISION: Final = 1
 """Revision of the pod template that objects/pod.py builds. Raised when the template itself changes."""
@@ -110,3 +113,48 @@ def decide(
 def outdated(rolled: Rolled, settings: Settings) -> bool:
     """Whether the fleet runs another agent, or another revision of the pod template, than this operator would roll."""
     return rolled.agent_image != settings.agent_image or rolled.revision != TEMPLATE_REVISION
+
+
+@dataclass(frozen=True, slots=True)
+class Surge:
+    """How a rollout replaces pods."""
+
+    more: bool  # True: first one pod more, then an old one less; False: first one less
+    again: float | None = None  # seconds until this has to be decided anew, if nothing happens
+
+
+def surge(deployment: Mapping[str, Any] | None, pods: Sequence[Pod], now: float) -> Surge:
+    """Whether the rollout of `deployment` (the live one; None: there is none) may add a pod (design section 3).
+
+    Not if a pod that it added has a node and waits for its first grant, a directive, for SURGE_PATIENCE: there are no
+    connections for one more pod, and there will be when an old one has ended. So it stays until the rollout is over,
+    or every rollout would add and remove that pod again and again.
+    """
+    if deployment is None or not _rolling(deployment):
+        return Surge(more=True)
+    if _max_surge(deployment) == 0:
+        return Surge(more=False)
+    status = deployment.get("status") or {}
+    if int(status.get("replicas", 0)) <= int(status.get("updatedReplicas", 0)):
+        return Surge(more=True)  # no old pod is left that could make room
+    waiting = [
+        pod.created for pod in pods if pod.scheduled and not pod.raw_directive and not pod.terminating and not pod.ended
+    ]
+    if not waiting:
+        return Surge(more=True)
+    left = min(waiting) + SURGE_PATIENCE - now
+    return Surge(more=left > 0, again=left if left > 0 else None)
+
+
+def _rolling(deployment: Mapping[str, Any]) -> bool:
+    """Whether pods are being replaced, or may be: what the Deployment's controller has not seen yet counts, too."""
+    status = deployment.get("status") or {}
+    wanted = int((deployment.get("spec") or {}).get("replicas", 1))
+    counts = [int(status.get(name, 0)) for name in ("updatedReplicas", "replicas", "availableReplicas")]
+    seen = int(status.get("observedGeneration", 0)) >= int(deployment["metadata"].get("generation", 0))
+    return not seen or any(count != wanted for count in counts)
+
+
+def _max_surge(deployment: Mapping[str, Any]) -> object:
+    strategy = (deployment.get("spec") or {}).get("strategy") or {}
+    return (strategy.get("rollingUpdate") or {}).get("maxSurge")

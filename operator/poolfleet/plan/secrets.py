@@ -18,6 +18,7 @@ from poolfleet.api.wire import tombstone
 from poolfleet.pgbouncer import quoting
 from poolfleet.plan.objects.meta import annotation
 from poolfleet.plan.poolview import PoolView
+from poolfleet.plan.tenancy import server_name
 
 USERS: Final = f"{names.GROUP}/users"
 """Annotation of x-config: names of all users that ever were in its userlist, as a JSON list."""
@@ -128,10 +129,13 @@ def _login(
     return None if name is None or password is None else Login(name, password)
 
 
-def _data(view: PoolView, name: str, where: str, problems: list[Problem]) -> Mapping[str, bytes] | None:
-    data = view.secrets.get(name)
+def _data(
+    view: PoolView, name: str, where: str, problems: list[Problem], namespace: str | None = None
+) -> Mapping[str, bytes] | None:
+    namespace = namespace or view.owner.namespace
+    data = view.secrets.get((namespace, name))
     if data is None:
-        message = f'Secret "{name}" ({where}) does not exist in namespace "{view.owner.namespace}". Create it.'
+        message = f'Secret "{name}" ({where}) does not exist in namespace "{namespace}". Create it.'
         problems.append(Problem(Reason.SECRET_NOT_FOUND, message))
     return data
 
@@ -168,7 +172,8 @@ def _server_ca(view: PoolView, problems: list[Problem]) -> bytes | None:
     reference = view.server_spec.tls.ca_secret_ref if view.server_spec is not None else None
     if reference is None:
         return None
-    data = _data(view, reference.name, "the server's tls.caSecretRef", problems)
+    namespace, _ = server_name(view.body)
+    data = _data(view, reference.name, "the server's tls.caSecretRef", problems, namespace)
     if data is None:
         return None
     text = _text(data, reference.name, reference.key, "the server's tls.caSecretRef.key", problems)

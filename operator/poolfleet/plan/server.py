@@ -6,11 +6,13 @@ from typing import Any
 
 from poolfleet.api.conditions import BUDGET_SATISFIED, READY, RECONCILING, SERVER_REACHABLE, STALLED, Reason
 from poolfleet.plan import ledger as ledgers
-from poolfleet.plan.budget import Budget, Candidate, Discovery, Limits
+from poolfleet.plan.budget import Budget
 from poolfleet.plan.conditions import refused_login
-from poolfleet.plan.ledger import Entry, Ledger, Rest, World
-from poolfleet.plan.model import Condition, Pod
+from poolfleet.plan.discovery import Discovery
+from poolfleet.plan.model import Condition, Pod, Sessions
+from poolfleet.plan.shares import Division
 from poolfleet.plan.times import seconds, timestamp
+from poolfleet.plan.world import Entry, Ledger, Rest, World
 
 JsonObject = dict[str, Any]
 
@@ -36,6 +38,10 @@ class ServerView:
     budget: Budget | None
     world: World
     pools: Sequence[tuple[str, str, str]]  # (namespace, name, uid), oldest first
+    others: int | None = None  # sessions of everybody else, as shown
+    blind: str = ""  # why sessions that nobody accounts for cannot be seen, although there is an admin Secret
+    managed: frozenset[str] | None = None  # roles whose CONNECTION LIMIT is to be kept; None: roleLimits is Off
+    role_limits: str = ""  # why a role's CONNECTION LIMIT is not what it should be
 
 
 def read_ledger(status: Mapping[str, Any]) -> Ledger:
@@ -53,6 +59,7 @@ def read_ledger(status: Mapping[str, Any]) -> Ledger:
                 grant=int(e["grant"]),
                 revision=int(e["revision"]),
                 since=seconds(e["since"]),
+                raised=seconds(e["raisedAt"]) if e.get("raisedAt") else None,
                 gone_since=seconds(e["goneSince"]) if e.get("goneSince") else None,
             )
             for e in data.get("entries") or ()
@@ -76,6 +83,7 @@ def write_ledger(ledger: Ledger) -> JsonObject:
                 "grant": e.grant,
                 "revision": e.revision,
                 "since": timestamp(e.since),
+                **({"raisedAt": timestamp(e.raised)} if e.raised is not None else {}),
                 **({"goneSince": timestamp(e.gone_since)} if e.gone_since is not None else {}),
             }
             for e in sorted(ledger.entries, key=lambda e: (e.pool, e.pod, e.database))
@@ -87,46 +95,7 @@ def write_ledger(ledger: Ledger) -> JsonObject:
     return data
 
 
-def read_discovery(status: Mapping[str, Any]) -> Discovery | None:
-    """What discovery believed when the status was written."""
-    data = status.get("discovery")
-    if not data:
-        return None
-    candidate = data.get("candidate")
-    return Discovery(
-        limits=_read_limits(data),
-        observed=seconds(data["observedAt"]),
-        server_version=data.get("serverVersion", ""),
-        candidate=Candidate(_read_limits(candidate), seconds(candidate["since"])) if candidate else None,
-    )
-
-
-def _read_limits(data: Mapping[str, Any]) -> Limits:
-    return Limits(int(data["maxConnections"]), int(data["superuserReserved"]), int(data["reserved"]))
-
-
-def _write_limits(limits: Limits) -> JsonObject:
-    return {
-        "maxConnections": limits.max_connections,
-        "superuserReserved": limits.superuser_reserved,
-        "reserved": limits.reserved,
-    }
-
-
-def write_discovery(discovery: Discovery) -> JsonObject:
-    """`discovery` as it stands in status. The time moves only with the values, so that a reading that
-    says nothing new is no reason to write."""
-    data: JsonObject = {
-        **_write_limits(discovery.limits),
-        "serverVersion": discovery.server_version,
-        "observedAt": timestamp(discovery.observed),
-    }
-    if discovery.candidate is not None:
-        data["candidate"] = {
-            **_write_limits(discovery.candidate.limits),
-            "since": timestamp(discovery.candidate.since),
-        }
-    return data
+_NOBODY = Sessions(0.0, 0, {}, 0)
 
 
 def held_by(pod: Pod) -> int:
@@ -143,18 +112,44 @@ def held(world: World) -> int:
 
 def numbers(view: ServerView, ledger: Ledger) -> JsonObject:
     """The numbers of the status, in connections. `granted` is Σ bounds: what may be held at this moment."""
+    world = view.world
+    result = {"granted": ledger.bound, "ghosts": sum(entry.bound for entry in ledger.ghosts)}
+    if world.sessions is not None:
+        result["unaccounted"] = world.unaccounted(ledger)
+    if view.others is not None:
+        result["others"] = view.others
     if view.budget is None:
-        return {"granted": ledger.bound}
+        return result
     limits = view.budget.limits
-    return {
+    return result | {
         "maxConnections": limits.max_connections,
         "superuserReserved": limits.superuser_reserved,
         "reserved": limits.reserved,
         "headroom": view.budget.headroom,
-        "budget": view.budget.total,
-        "granted": ledger.bound,
-        "free": max(0, view.budget.total - ledger.bound),
+        "budget": world.budget or 0,  # none, if it is another PgServer's
+        "reserve": sum(wish.reserve for wish in world.wishes),
+        "free": max(0, (world.budget or 0) - ledger.bound - world.foreign - world.unaccounted(ledger)),
     }
+
+
+def pool_lines(view: ServerView, ledger: Ledger, division: Division) -> list[JsonObject]:
+    """One line per pool for the status, oldest pool first: its share of the budget and what it may hold of it."""
+    lines = []
+    for namespace, name, uid in view.pools:
+        pool = f"{namespace}/{name}"
+        wish = view.world.wish_of(pool)
+        sure = division.sure.get(pool, 0)
+        lines.append(
+            {
+                "namespace": namespace,
+                "name": name,
+                "uid": uid,
+                "admitted": wish is not None and sure >= wish.floor,
+                "budget": division.shares.get(pool, 0),
+                "granted": sum(entry.bound for entry in ledger.of_pool(pool)),
+            }
+        )
+    return lines
 
 
 def conditions(view: ServerView, ledger: Ledger) -> list[Condition]:
@@ -213,15 +208,34 @@ def _satisfied(view: ServerView, ledger: Ledger) -> Condition:
         notes.append(f"maxConnections {view.declared} is above the server's own {discovered}: the smaller counts.")
     if ledger.rebuilt is not None:
         notes.append("The ledger was rebuilt from the pods; nothing is raised until every pod has answered.")
-    ghosts = sorted({e.pod_name for e in ledger.entries if e.gone_since is not None})
-    if ghosts:
-        bound = sum(e.bound for e in ledger.entries if e.gone_since is not None)
-        grace = round(view.world.ghost_grace)
-        notes.append(f"{bound} connections stay reserved for {grace} s for pods that vanished: {', '.join(ghosts)}.")
+    world = view.world
+    if ledger.ghosts:
+        names = ", ".join(sorted({entry.pod_name for entry in ledger.ghosts}))
+        bound = sum(entry.bound for entry in ledger.ghosts)
+        until = "until PostgreSQL shows no session of theirs, or " if world.sessions is not None else ""
+        notes.append(
+            f"{bound} connections stay reserved for pods that vanished ({names}), {until}for {world.ghost_grace:.0f} s."
+        )
+    if unaccounted := world.unaccounted(ledger):
+        roles = ", ".join(f"{n} of role {role}" for role, n in sorted((world.sessions or _NOBODY).orphans.items()))
+        notes.append(f"{unaccounted} sessions that no pod accounts for are not free ({roles}).")
+    reason = Reason.WITHIN_BUDGET
+    if view.others is not None and view.others > view.budget.headroom:
+        reason = Reason.HEADROOM_EXCEEDED
+        notes.append(
+            f"Others have {view.others} sessions, which is more than the headroom of {view.budget.headroom}: "
+            "raise headroom, or they take what the pools count on."
+        )
+    if view.blind:
+        notes.append(view.blind)
+    if view.role_limits:
+        notes.append(view.role_limits)
+    if world.foreign:
+        notes.append(f"{world.foreign} connections are still promised by another PgServer that is the same server.")
     if ledger.bound > view.budget.total:
         words = f"{ledger.bound} granted, budget {view.budget}. Pods are being shrunk."
         return Condition(BUDGET_SATISFIED, "False", Reason.OVER_BUDGET, " ".join([words, *notes]))
-    return Condition(BUDGET_SATISFIED, "True", Reason.WITHIN_BUDGET, " ".join([str(view.budget), *notes]))
+    return Condition(BUDGET_SATISFIED, "True", reason, " ".join([str(view.budget), *notes]))
 
 
 def wake(view: ServerView, ledger: Ledger) -> float | None:

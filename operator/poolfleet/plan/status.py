@@ -65,6 +65,8 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
             again = wait
     if fleet.unannounced:
         again = min(again or fleet.unannounced, fleet.unannounced)
+    if plan.surge.again is not None:
+        again = min(again or plan.surge.again, plan.surge.again)
     if any(not refusal.invalid for refusal in refusals):
         again = min(again or FORBIDDEN_RETRY_SECONDS, FORBIDDEN_RETRY_SECONDS)
     status: JsonObject = {
@@ -111,10 +113,11 @@ def live_numbers(view: PoolView) -> dict[str, int]:
 
 
 def granted(view: PoolView) -> dict[str, int]:
-    """The pool's budget and granted connections (Σ bounds), from the ledger; the budget only once it is known."""
+    """The pool's budget, its share of the server's, and granted connections (Σ bounds), from the PgServer's status; the
+    budget only once it is known."""
     result = {"granted": sum(int(entry.get("bound", 0)) for entry in _entries(view))}
-    budget = view.server_status.get("budget")
-    if isinstance(budget, int) and view.serving in ("", view.key):
+    budget = view.server_line.get("budget")
+    if isinstance(budget, int):
         result["budget"] = max(0, budget)
     return result
 

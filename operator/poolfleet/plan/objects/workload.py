@@ -9,8 +9,10 @@ from poolfleet.plan.rollout import Rolled
 REVISION_HISTORY_LIMIT: Final = 3
 
 
-def deployment(owner: Owner, *, replicas: int, template: Manifest, rolled: Rolled) -> Manifest:
-    """Deployment x: one pod more at a time, never one less."""
+def deployment(owner: Owner, *, replicas: int, template: Manifest, rolled: Rolled, surge: bool) -> Manifest:
+    """Deployment x. A rollout makes one pod more at a time and never one less; without `surge`, where the budget has no
+    connections for one more, one less and never one more."""
+    rolling = {"maxSurge": 1, "maxUnavailable": 0} if surge else {"maxSurge": 0, "maxUnavailable": 1}
     return manifest(
         owner,
         "apps/v1",
@@ -21,7 +23,7 @@ def deployment(owner: Owner, *, replicas: int, template: Manifest, rolled: Rolle
             "replicas": replicas,
             "revisionHistoryLimit": REVISION_HISTORY_LIMIT,
             "selector": {"matchLabels": selector(owner)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": rolling},
             "template": template,
         },
     )

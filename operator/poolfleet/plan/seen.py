@@ -1,0 +1,96 @@
+"""From API objects to the frozen values that planning takes: pods, limits of databases, the grace of ghosts. Pure.
+
+What decides about connections must read the objects in one way, whoever asks: the operator or `kubectl pgpool`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from poolfleet.api import names
+from poolfleet.api.wire import AgentState, WireError, verify
+from poolfleet.plan import discovery as discoveries
+from poolfleet.plan.discovery import Discovery
+from poolfleet.plan.model import Pod
+from poolfleet.plan.sizing import PoolWish
+from poolfleet.plan.times import seconds
+
+Body = Mapping[str, Any]
+"""A live object as JSON."""
+
+LOST_BY_KUBELET: Final = "ContainerStatusUnknown"
+"""Reason of a `terminated` that the kubelet wrote without having seen the end: no proof that the process is gone."""
+GHOST_MARGIN: Final = 60.0  # seconds beyond a pool's drain timeout that a vanished pod keeps its entries
+
+
+def ended(body: Body) -> bool:
+    """Whether a pod is known gone: the kubelet wrote `terminated` for its PgBouncer and will not start it again.
+
+    Never by phase alone (the garbage collector writes that without the kubelet), nor by the object having vanished
+    (design section 3).
+    """
+    status = body.get("status") or {}
+    containers = {c.get("name"): c for c in status.get("containerStatuses") or ()}
+    terminated = (containers.get(names.PGBOUNCER_CONTAINER, {}).get("state") or {}).get("terminated")
+    if not terminated or terminated.get("reason") == LOST_BY_KUBELET:
+        return False
+    return bool(body["metadata"].get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded")
+
+
+def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
+    """One pod. `key` is its pool's HMAC key: an annotation whose MAC does not fit counts as absent."""
+    metadata, status, spec = body["metadata"], body.get("status") or {}, body.get("spec") or {}
+    annotations = metadata.get("annotations") or {}
+    raw = annotations.get(names.DIRECTIVE)
+    directive: Mapping[str, Any] = {}
+    if raw and key:
+        try:
+            directive = verify(raw, key)
+        except WireError:
+            directive = {}  # somebody else wrote it; the next directive replaces it
+    conditions = {c.get("type"): c.get("status") for c in status.get("conditions") or ()}
+    return Pod(
+        uid=metadata["uid"],
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        created=seconds(metadata.get("creationTimestamp")),
+        terminating=bool(metadata.get("deletionTimestamp")),
+        scheduled=bool(spec.get("nodeName")),
+        ended=ended(body),
+        ready=conditions.get("Ready") == "True",
+        ip=status.get("podIP") or "",
+        server=annotations.get(names.SERVER_UID) or "",
+        directive=directive,
+        raw_directive=raw,
+        pool=f"{metadata['namespace']}/{(metadata.get('labels') or {}).get(names.LABEL_POOL, '')}",
+        node=str(spec.get("nodeName") or ""),
+        state=state,
+    )
+
+
+def with_caps(
+    wishes: Iterable[PoolWish], pools: Iterable[Body], discovery: Discovery | None, ours: Collection[str]
+) -> tuple[PoolWish, ...]:
+    """The wishes, with what PostgreSQL's own limits of databases and roles leave of them.
+
+    `pools` are the PgPools, at least those of `wishes`; `ours` the roles whose limit the operator has set.
+    """
+    wishes = tuple(wishes)
+    specs = {f"{pool['metadata']['namespace']}/{pool['metadata']['name']}": pool["spec"] for pool in pools}
+    served = {}
+    for wish in wishes:
+        listed = (specs.get(wish.pool) or {}).get("databases") or ()
+        named = {database["name"]: database.get("serverDatabase") or database["name"] for database in listed}
+        for name in wish.databases:
+            served[wish.pool, name] = (named.get(name, name), wish.roles.get(name, frozenset()))
+    caps = discoveries.caps(discovery, served, ours=ours)
+    return tuple(
+        replace(wish, caps={name: caps[wish.pool, name] for name in wish.databases if (wish.pool, name) in caps})
+        for wish in wishes
+    )
+
+
+def ghost_grace(pools: Iterable[Body]) -> float:
+    """Seconds that a vanished pod keeps its entries: as long as any pool's pods may take to drain, and some."""
+    drains = [((pool.get("spec") or {}).get("drain") or {}).get("timeoutSeconds", 60) for pool in pools]
+    return GHOST_MARGIN + max((float(seconds) for seconds in drains), default=0.0)

@@ -1,0 +1,292 @@
+"""The server reconciler at its edges: what it looks at, in which order it writes and tells, and what it lets go."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from poolfleet.api import names
+from poolfleet.api.wire import AgentState, DatabaseState, verify
+from poolfleet.controller import servers
+from poolfleet.controller.agents import Agents
+from poolfleet.controller.context import Context, Key
+from poolfleet.controller.discoveries import Discoveries
+from poolfleet.controller.nodes import OUT_OF_SERVICE, Nodes
+from poolfleet.controller.queue import KeyedQueue
+from poolfleet.controller.roles import Roles
+from poolfleet.controller.secrets import Secrets
+from poolfleet.controller.store import Store
+from poolfleet.kube.client import Kube
+from poolfleet.kube.errors import Conflict, Forbidden, NotFound
+from poolfleet.kube.events import Recorder
+from poolfleet.kube.kinds import NODE, POD, POOL, SECRET, SERVER, Kind
+from tests.unit.pool_fixtures import KEY, SETTINGS, Body, pool_body, settled
+
+NOW = 1_800_000_000.0
+SERVER_KEY = Key(SERVER.plural, "demo", "shop")
+TERMINATED = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+
+
+@dataclass
+class FakeKube:
+    """Keeps what is written, in order; `nodes` are those that exist."""
+
+    store: Store
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    nodes: dict[str, Body] = field(default_factory=dict)
+    conflict: bool = False
+    forbidden: bool = False
+    version: int = 1000
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Body:
+        assert kind == NODE
+        self.calls.append(("get", name))
+        if self.forbidden:
+            raise Forbidden("no", 403)
+        if name not in self.nodes:
+            raise NotFound(name, 404)
+        return self.nodes[name]
+
+    async def apply(self, obj: Body, *, manager: str, subresource: str | None = None) -> Body:
+        self.calls.append(("ledger", obj["status"]))
+        if self.conflict:
+            raise Conflict("changed", 409)
+        old = self.store.get(SERVER.plural, "demo", "shop") or {}
+        self.version += 1
+        new = {**old, "status": obj["status"], "metadata": {**old["metadata"], "resourceVersion": str(self.version)}}
+        self.store.put(SERVER.plural, new)
+        return new
+
+    async def json_patch(self, kind: Kind, namespace: str, name: str, patch: list[Body], *, manager: str) -> Body:
+        self.calls.append(("annotation", (name, patch[-1]["value"])))
+        return {}
+
+
+@dataclass
+class FakeAgents:
+    """Agents that say what `states` holds; `told` is what was POSTed."""
+
+    states: dict[str, AgentState] = field(default_factory=dict)
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    alive: frozenset[str] = frozenset()
+
+    def follow(self, bodies: Iterable[Body]) -> None:
+        pass
+
+    def state(self, uid: str) -> AgentState | None:
+        return self.states.get(uid)
+
+    def answering(self, uids: Iterable[str]) -> frozenset[str]:
+        return self.alive & frozenset(uids)
+
+    def tell(self, uid: str, text: str) -> None:
+        self.calls.append(("post", (uid, text)))
+
+    def forget(self, uids: Iterable[str]) -> None:
+        self.calls.append(("forget", sorted(uids)))
+
+    def drop(self, uid: str) -> None:
+        self.calls.append(("drop", uid))
+
+
+class FakeSecrets:
+    async def get(self, namespace: str, name: str) -> Body | None:
+        return None
+
+
+class FakeRecorder:
+    async def event(self, regarding: Body, event: object) -> None:
+        return None
+
+
+def pod_body(uid: str, node: str = "node-1", deleting: bool = False, state: Body | None = None) -> Body:
+    metadata: Body = {
+        "uid": uid,
+        "name": f"shop-{uid}",
+        "namespace": "demo",
+        "resourceVersion": "5",
+        "creationTimestamp": "2027-01-01T00:00:00Z",
+        "labels": {names.LABEL_POOL: "shop", names.LABEL_MANAGED_BY: names.MANAGED_BY},
+        "annotations": {names.SERVER_UID: "uid-server"},
+    }
+    if deleting:
+        metadata["deletionTimestamp"] = "2027-01-01T00:01:00Z"
+    statuses = [{"name": "pgbouncer", "state": state or {"running": {}}}]
+    status = {"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": statuses}
+    return {"metadata": metadata, "spec": {"nodeName": node}, "status": status}
+
+
+@dataclass
+class House:
+    kube: FakeKube
+    agents: FakeAgents
+    context: Context
+    now: list[float]
+
+    @property
+    def store(self) -> Store:
+        return self.context.store
+
+    def status(self) -> Body:
+        body = self.store.get(SERVER.plural, "demo", "shop")
+        assert body is not None
+        found: Body = body["status"]
+        return found
+
+    async def step(self, seconds: float = 1.0) -> float | None:
+        self.now[0] += seconds
+        return await servers.reconcile(self.context, SERVER_KEY)
+
+    def remove(self, uid: str) -> None:
+        self.store.remove(POD.plural, pod_body(uid))
+
+
+@pytest.fixture
+def house() -> House:
+    store = Store()
+    store.put(POOL.plural, pool_body())
+    store.put(SECRET.plural, settled().children["Secret", "shop-config"])
+    metadata: Body = {
+        "name": "shop",
+        "namespace": "demo",
+        "uid": "uid-server",
+        "resourceVersion": "20",
+        "generation": 1,
+    }
+    metadata["creationTimestamp"] = "2027-01-01T00:00:00Z"
+    store.put(SERVER.plural, {"metadata": metadata, "spec": {"host": "postgres", "maxConnections": 100}})
+    now = [NOW]
+    kube, agents = FakeKube(store), FakeAgents()
+    kube.nodes["node-1"] = {"spec": {}}
+    agents.calls = kube.calls
+    discoveries = Discoveries(lambda: now[0])
+    context = Context(
+        kube=cast(Kube, kube),
+        store=store,
+        queue=KeyedQueue[Key](),
+        agents=cast(Agents, agents),
+        secrets=cast(Secrets, FakeSecrets()),
+        nodes=Nodes(cast(Kube, kube), lambda: now[0]),
+        discoveries=discoveries,
+        roles=Roles(discoveries, lambda: now[0]),
+        recorder=cast(Recorder, FakeRecorder()),
+        settings=SETTINGS,
+        clock=lambda: now[0],
+        leader_since=0.0,
+    )
+    return House(kube, agents, context, now)
+
+
+def state(uid: str, rev: int, grant: int) -> AgentState:
+    return AgentState("uid-server", uid, 1, rev, "c", "", "p1", {"shop": DatabaseState(grant, grant, 2)})
+
+
+async def test_the_ledger_is_written_before_the_annotation_and_that_before_the_post(house: House) -> None:
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    assert [what for what, _ in house.kube.calls] == ["ledger", "annotation", "post"]
+    [_, annotation, post] = [told for _, told in house.kube.calls]
+    assert annotation[1] == post[1]
+    message = verify(post[1], bytes.fromhex(KEY))
+    assert (message["pod"], message["grant"], message["rev"]) == ("a", {"shop": 1}, 1)
+
+
+async def test_after_a_conflict_nobody_is_told_and_what_was_seen_is_dropped(house: House) -> None:
+    house.store.put(POD.plural, pod_body("a"))
+    house.kube.conflict = True
+    with pytest.raises(Conflict):
+        await house.step()
+    assert [what for what, _ in house.kube.calls] == ["ledger", "forget"]
+
+
+async def test_a_vanished_pod_is_a_ghost_while_it_answers_and_then_for_the_grace(house: House) -> None:
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    house.remove("a")
+    house.agents.alive = frozenset({"a"})
+    await house.step()
+    assert house.status()["ghosts"] == 1
+    await house.step(seconds=500)
+    assert house.status()["ghosts"] == 1  # it answers: it lives
+    house.agents.alive = frozenset()
+    await house.step()
+    assert (house.status()["ghosts"], house.status()["granted"]) == (0, 0)
+    assert ("drop", "a") in house.kube.calls
+
+
+@pytest.mark.parametrize(
+    ("node", "ghosts"),
+    [
+        (None, 0),  # deleted
+        ({"spec": {"taints": [{"key": OUT_OF_SERVICE}]}}, 0),
+        ({"spec": {"taints": [{"key": "node.kubernetes.io/unreachable"}]}}, 1),  # who knows what runs there
+    ],
+)
+async def test_a_pod_on_a_node_that_is_off_is_gone(house: House, node: Body | None, ghosts: int) -> None:
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    house.kube.nodes = {"node-1": node} if node else {}
+    house.remove("a")
+    await house.step()
+    await house.step()
+    assert house.status()["ghosts"] == ghosts
+
+
+async def test_without_the_right_to_read_nodes_nothing_is_concluded(house: House) -> None:
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    house.kube.forbidden = True
+    house.remove("a")
+    await house.step()
+    assert house.status()["ghosts"] == 1
+
+
+async def test_nodes_are_not_asked_about_pods_that_are_well(house: House) -> None:
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    house.agents.states["a"] = state("a", 1, 1)
+    await house.step()
+    assert not [call for call in house.kube.calls if call[0] == "get"]
+
+
+async def test_pods_of_a_deleted_pool_count_until_they_end(house: House) -> None:
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    house.store.remove(POOL.plural, pool_body())
+    draining = pod_body("a", deleting=True)
+    draining["metadata"]["resourceVersion"] = "6"
+    house.store.put(POD.plural, draining)
+    await house.step()
+    assert (house.status()["granted"], house.status()["ghosts"], house.status()["pools"]) == (1, 0, [])
+    ended = pod_body("a", deleting=True, state=TERMINATED)
+    ended["metadata"]["resourceVersion"] = "7"
+    house.store.put(POD.plural, ended)
+    await house.step()
+    assert house.status()["granted"] == 0
+
+
+async def test_the_younger_of_two_pgservers_for_one_server_gets_nothing(house: House) -> None:
+    metadata = {"name": "first", "namespace": "demo", "uid": "uid-first", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    spec = {"host": "postgres.demo.svc", "maxConnections": 100}
+    house.store.put(SERVER.plural, {"metadata": {**metadata, "resourceVersion": "1"}, "spec": spec})
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    stalled = next(c for c in house.status()["conditions"] if c["type"] == "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "SharedServer")
+    assert (house.status()["ledger"]["entries"], house.status()["budget"]) == ([], 0)
+
+
+async def test_what_a_younger_one_has_given_out_is_not_given_out_again(house: House) -> None:
+    entry = {"pod": "x", "podName": "x", "pool": "demo/y", "database": "d", "bound": 80, "grant": 80, "revision": 1}
+    ledger = {"revision": 1, "entries": [{**entry, "since": "2027-01-01T00:00:00Z"}], "resting": []}
+    metadata = {"name": "late", "namespace": "demo", "uid": "uid-late", "creationTimestamp": "2028-01-01T00:00:00Z"}
+    spec = {"host": "postgres.demo.svc", "maxConnections": 100}
+    body = {"metadata": {**metadata, "resourceVersion": "1"}, "spec": spec, "status": {"ledger": ledger}}
+    house.store.put(SERVER.plural, body)
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    house.agents.states["a"] = state("a", 1, 1)
+    for _ in range(5):
+        await house.step()
+    assert house.status()["granted"] == 87 - 80 - 1  # its reserve stays
