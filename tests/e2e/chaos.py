@@ -259,7 +259,7 @@ class Chaos:
             if service is None or "deletionTimestamp" in service["metadata"]:
                 continue
             login = Login(
-                f"{name}.{pool.namespace}.svc",
+                service["spec"]["clusterIP"],  # its name is not known everywhere yet
                 names.PGBOUNCER_PORT,
                 self._login.user,
                 self._login.password,

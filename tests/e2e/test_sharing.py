@@ -293,8 +293,8 @@ class Fleet:
         )
 
     def redivided(self, times: int) -> list[Move]:
-        """So many times, to and fro."""
-        weights = itertools.cycle([(3, 1), (1, 3)])
+        """So many times, to and fro: a connection or two, and now and then half of the budget."""
+        weights = itertools.cycle([(3, 1), (1, 1), (11, 13), (13, 11), (7, 5)])
         return [self.redivide(next(weights)) for _ in range(times)]
 
 
@@ -362,9 +362,9 @@ def test_without_the_fast_lane_it_is_only_slower(fleet: Fleet, kubectl: kit.Kube
     images = Images.of_release(kubectl)
     try:
         images.install("--set", "fastLane=false")
-        fleet.redivide((3, 1))  # the new leader has heard from everybody
+        fleet.redivide((1, 3))  # the new leader has heard from everybody
         begun = time.time()
-        moves = [fleet.redivide(weights) for weights in [(1, 3), (3, 1)] * (WITHOUT_POST // 2)]
+        moves = fleet.redivided(WITHOUT_POST)
         words, middle = told(moves, time.time() - begun, "by annotation alone")
     finally:
         images.install()

@@ -146,7 +146,9 @@ class World:
             for pod in self.pods.values():
                 pod.forgotten |= pod.vanished
         if ledger.rebuilt is None and (self.lost or self.ledger.rebuilt is not None):
-            # The grace of a rebuild is over, or nobody noticed the loss: all pods that knew of it have vanished.
+            # The grace of a rebuild is over, or nobody noticed the loss: all pods that knew of it are gone.
+            for backends in self.backends:
+                backends.exception = backends.exception or "lost ghost"
             for pod in self.pods.values():
                 if pod.forgotten and pod.alive and not pod.exception:
                     pod.exception = "lost ghost"

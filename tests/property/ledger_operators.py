@@ -85,6 +85,7 @@ class Operator:
             scheduled=pod.scheduled,
             ended=pod.ended,
             ready=True,
+            ready_since=pod.created,
             ip="",
             server=SERVER,
             directive=pod.annotation,

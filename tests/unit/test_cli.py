@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from poolfleet.cli.text import addition, table
 from poolfleet.kube.client import ConfigException, Kube
 from poolfleet.kube.errors import Forbidden, NotFound
 from poolfleet.kube.kinds import POD, POOL, SERVER, Kind
-from poolfleet.plan.explain import Line
+from poolfleet.plan.explanation import Line
 from poolfleet.plan.world import Ledger
 from tests.unit.explain_fixtures import Body, entry, pod, pool, server, told
 
@@ -97,6 +98,7 @@ def test_the_older_pool_of_a_cluster_comes_first_wherever_it_stands(
     capsys: pytest.CaptureFixture[str], file: Any
 ) -> None:
     young, old = pool("young", born=9), pool("old", born=1)
+    old["metadata"]["creationTimestamp"] = datetime(2026, 1, 1, tzinfo=UTC)  # as YAML reads it without quotes
     out = simulate(capsys, "-f", file(SERVER_DOCUMENT, young, old), "-o", "json")[1]
     assert [p["pool"] for p in json.loads(out)["servers"][0]["pools"]] == ["demo/old", "demo/young"]
 

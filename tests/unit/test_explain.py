@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from poolfleet.plan.explain import Explanation, Line, PodLine, PoolLine, explain, from_pool
+from poolfleet.plan.explain import explain, from_pool
+from poolfleet.plan.explanation import Explanation, Line, PodLine, PoolLine
 from poolfleet.plan.facts import Facts, Seen, facts
 from poolfleet.plan.shares import divide_budget
 from poolfleet.plan.world import Entry, Ledger
@@ -95,7 +96,7 @@ def test_what_is_not_free() -> None:
     assert named(said.free, "still promised").connections == 5
     assert "s 4" in named(said.shared, "leftovers").note
     assert named(said.free, "reserve").connections == 1
-    assert [line.pod for line in said.pods] == ["s", "p1", "g"]
+    assert [line.pod for line in said.pods] == ["p1", "g", "s"]
 
 
 def test_a_server_that_is_anothers_has_nothing_to_share() -> None:

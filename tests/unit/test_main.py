@@ -39,3 +39,17 @@ def test_a_command_gets_the_rest_of_the_arguments(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["poolfleet", "crds", "some/folder"])
     assert entry.main() == 3
     assert given == [["some/folder"]]
+
+
+@pytest.mark.parametrize("command", ["explain", "simulate"])
+def test_the_commands_of_kubectl_pgpool_keep_their_names(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+
+    def run(argv: list[str]) -> int:
+        given.append(argv)
+        return 0
+
+    monkeypatch.setattr("poolfleet.cli.main.main", run)
+    monkeypatch.setattr(sys, "argv", ["poolfleet", command, "shop", "-n", "demo"])
+    assert entry.main() == 0
+    assert given == [[command, "shop", "-n", "demo"]]

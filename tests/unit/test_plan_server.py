@@ -14,7 +14,7 @@ from poolfleet.plan.shares import divide_budget
 from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.world import Entry, Ledger, Rest, World
 
-ENTRY = Entry("p1", "shop-1", "ns/shop", "a", 12, 7, 41, 1000.25, 999.75, 1001.5)
+ENTRY = Entry("p1", "shop-1", "ns/shop", "a", 12, 7, 41, 1000.25, 1001.5)
 LEDGER = Ledger(41, (ENTRY,), (Rest(3, 1002.75),), 999.5)
 
 

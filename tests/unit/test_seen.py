@@ -45,7 +45,9 @@ def test_a_directive_counts_with_its_mac_only() -> None:
     assert pod_of(body, b"key", None).directive == {"rev": 7, "grant": {"shop": 3}}
     for key in (b"other", None):
         assert (pod_of(body, key, None).directive, pod_of(body, key, None).raw_directive) == ({}, text)
+    body["status"]["conditions"][0]["lastTransitionTime"] = "2027-01-15T08:00:00Z"
     seen = pod_of(body, None, None)
+    assert seen.ready_since == 1_800_000_000.0
     assert (seen.pool, seen.node, seen.server, seen.ready, seen.scheduled) == (
         "demo/shop",
         "node-1",

@@ -18,7 +18,8 @@ from poolfleet.api.conditions import BUDGET_SATISFIED, READY, STALLED
 from poolfleet.kube.client import Body, ConfigException, Kube
 from poolfleet.kube.errors import ApiError, Forbidden, NotFound
 from poolfleet.kube.kinds import POD, POOL, SERVER, Kind
-from poolfleet.plan.explain import Explanation, explain, from_pool
+from poolfleet.plan.explain import explain, from_pool
+from poolfleet.plan.explanation import Explanation
 from poolfleet.plan.facts import Seen, facts
 from poolfleet.plan.tenancy import server_name
 

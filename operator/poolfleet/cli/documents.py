@@ -166,6 +166,7 @@ def _case(title: str, server: Body, pools: Sequence[Body], notes: Iterable[str],
 def _copies(pool: Body, changes: Changes) -> Iterator[Body]:
     for number in range(1, changes.pools + 1):
         body = copy.deepcopy(pool)
+        body["metadata"].pop("creationTimestamp", None)  # sorted by it already
         if number > 1:
             body["metadata"]["name"] += f"-copy-{number}"
         if changes.replicas is not None:
@@ -176,7 +177,7 @@ def _copies(pool: Body, changes: Changes) -> Iterator[Body]:
 
 def _identify(body: Body) -> None:
     """Give an object that never was in a cluster what every object there has."""
-    body["metadata"].update(uid=_title(body), creationTimestamp=body["metadata"].get("creationTimestamp"))
+    body["metadata"]["uid"] = _title(body)
 
 
 def _labels(objects: Iterable[Body], namespace: str) -> dict[str, str]:

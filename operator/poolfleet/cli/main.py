@@ -14,7 +14,8 @@ from poolfleet.cli import cluster, documents, text
 from poolfleet.cli.cluster import ApiError, ConfigException, Target
 from poolfleet.cli.documents import Case, Changes, Unusable
 from poolfleet.plan import budget as budgets
-from poolfleet.plan.explain import Explanation, explain
+from poolfleet.plan.explain import explain
+from poolfleet.plan.explanation import Explanation
 from poolfleet.plan.facts import Facts
 from poolfleet.plan.simulate import Moment, rollout, steady
 

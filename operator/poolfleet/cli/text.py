@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from poolfleet.plan.explain import Explanation, Line
+from poolfleet.plan.explanation import Explanation, Line
 from poolfleet.plan.simulate import Moment
 
 Cell = str | int | None

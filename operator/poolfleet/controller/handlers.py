@@ -17,7 +17,6 @@ from poolfleet.api import names
 from poolfleet.controller import metrics
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Key
-from poolfleet.controller.observe import ended
 from poolfleet.controller.queue import ROUTINE, URGENT, KeyedQueue
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.client import Kube
@@ -34,6 +33,7 @@ from poolfleet.kube.kinds import (
     Kind,
 )
 from poolfleet.plan.identity import marks
+from poolfleet.plan.seen import ended
 from poolfleet.plan.tenancy import server_name
 
 MANAGED: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"

@@ -1,65 +1,17 @@
 """From API objects as they were seen to the frozen values that planning takes. No writes, no waiting."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from poolfleet.api import names
-from poolfleet.api.wire import AgentState, WireError, verify
+from poolfleet.api.wire import AgentState
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.kinds import NAMESPACE, POD, SECRET, SERVER
 from poolfleet.plan.model import Pod
 from poolfleet.plan.pool import frozen, wishes
+from poolfleet.plan.seen import ended, pod_of
 from poolfleet.plan.sizing import PoolWish, floors
 from poolfleet.plan.tenancy import Standing, line_of, server_name, standing
 from poolfleet.plan.times import seconds
-
-LOST_BY_KUBELET = "ContainerStatusUnknown"
-"""Reason of a `terminated` that the kubelet wrote without having seen the end: no proof that the process is gone."""
-
-
-def ended(body: Mapping[str, Any]) -> bool:
-    """Whether a pod is known gone: the kubelet wrote `terminated` for its PgBouncer and will not start it again.
-
-    Never by phase alone (the garbage collector writes that without the kubelet), nor by the object having vanished
-    (design section 3).
-    """
-    status = body.get("status") or {}
-    containers = {c.get("name"): c for c in status.get("containerStatuses") or ()}
-    terminated = (containers.get(names.PGBOUNCER_CONTAINER, {}).get("state") or {}).get("terminated")
-    if not terminated or terminated.get("reason") == LOST_BY_KUBELET:
-        return False
-    return bool(body["metadata"].get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded")
-
-
-def pod_of(body: Mapping[str, Any], key: bytes | None, state: AgentState | None) -> Pod:
-    """One pod. `key` is its pool's HMAC key: an annotation whose MAC does not fit counts as absent."""
-    metadata, status = body["metadata"], body.get("status") or {}
-    annotations = metadata.get("annotations") or {}
-    raw = annotations.get(names.DIRECTIVE)
-    directive: Mapping[str, Any] = {}
-    if raw and key:
-        try:
-            directive = verify(raw, key)
-        except WireError:
-            directive = {}  # somebody else wrote it; the next directive replaces it
-    conditions = {c.get("type"): c.get("status") for c in status.get("conditions") or ()}
-    return Pod(
-        uid=metadata["uid"],
-        name=metadata["name"],
-        namespace=metadata["namespace"],
-        created=seconds(metadata.get("creationTimestamp")),
-        terminating=bool(metadata.get("deletionTimestamp")),
-        scheduled=bool((body.get("spec") or {}).get("nodeName")),
-        ended=ended(body),
-        ready=conditions.get("Ready") == "True",
-        ip=status.get("podIP") or "",
-        server=annotations.get(names.SERVER_UID) or "",
-        directive=directive,
-        raw_directive=raw,
-        pool=f"{metadata['namespace']}/{(metadata.get('labels') or {}).get(names.LABEL_POOL, '')}",
-        node=str((body.get("spec") or {}).get("nodeName") or ""),
-        state=state,
-    )
 
 
 def pods_of(

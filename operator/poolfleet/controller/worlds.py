@@ -3,7 +3,6 @@
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -22,13 +21,13 @@ from poolfleet.plan import identity, role_limits, server
 from poolfleet.plan.conditions import too_many
 from poolfleet.plan.discovery import Discovery
 from poolfleet.plan.model import Pod, Sessions
+from poolfleet.plan.seen import ghost_grace, with_caps
 from poolfleet.plan.server import Problem, ServerView
 from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.tenancy import full_host
 from poolfleet.plan.world import Ledger, World
 from poolfleet.postgres.connection import Login
 
-GHOST_MARGIN: Final = 60.0  # seconds beyond a pool's drain timeout that a vanished pod keeps its entries
 LIVE_SECONDS: Final = 15.0  # live numbers move at most this often
 LIVE_CHANGE: Final = 0.10  # and by at least this part
 LOOK_SECONDS: Final = 30.0  # between two looks at the sessions
@@ -84,10 +83,10 @@ async def observe(context: Context, key: Key, body: Body) -> tuple[ServerView, f
         budget=0 if rivals.elder is not None else budget.total if budget else None,
         ledger=ledger,
         pods=pods,
-        wishes=_with_caps(wishes, pools, discovery, status),
+        wishes=with_caps(wishes, pools, discovery, role_limits.read(status)),
         now=now,
         leader_since=context.leader_since,
-        ghost_grace=_grace(pools),
+        ghost_grace=ghost_grace(pools),
         sessions=sessions if sessions is not None and now - sessions.at < STALE_LOOK_SECONDS else None,
         foreign=sum(server.read_ledger(younger.get("status") or {}).bound for younger in rivals.youngers),
         answering=context.agents.answering(_vanished(ledger, pods)),
@@ -224,30 +223,6 @@ def config_key(context: Context, namespace: str, pool: str) -> bytes | None:
     name = names.config_secret(pool)
     secret = context.store.get(SECRET.plural, namespace, name)
     return pool_key(secret or context.store.get_deleted(SECRET.plural, namespace, name))
-
-
-def _with_caps(
-    wishes: Iterable[PoolWish], pools: Iterable[Body], discovery: Discovery | None, status: Mapping[str, Any]
-) -> tuple[PoolWish, ...]:
-    """The wishes, with what PostgreSQL's own limits of databases and roles leave of them."""
-    wishes = tuple(wishes)
-    specs = {f"{pool['metadata']['namespace']}/{pool['metadata']['name']}": pool["spec"] for pool in pools}
-    served = {}
-    for wish in wishes:
-        named = {db["name"]: db.get("serverDatabase") or db["name"] for db in specs[wish.pool].get("databases") or ()}
-        for name in wish.databases:
-            served[wish.pool, name] = (named.get(name, name), wish.roles.get(name, frozenset()))
-    caps = discoveries.caps(discovery, served, ours=role_limits.read(status))
-    return tuple(
-        replace(wish, caps={name: caps[wish.pool, name] for name in wish.databases if (wish.pool, name) in caps})
-        for wish in wishes
-    )
-
-
-def _grace(pools: Iterable[Body]) -> float:
-    """Seconds that a vanished pod keeps its entries: as long as any pool's pods may take to drain, and some."""
-    drains = [((pool.get("spec") or {}).get("drain") or {}).get("timeoutSeconds", 60) for pool in pools]
-    return GHOST_MARGIN + max((float(seconds) for seconds in drains), default=0.0)
 
 
 def _vanished(ledger: Ledger, pods: Iterable[Pod]) -> set[str]:

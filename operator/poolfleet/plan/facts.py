@@ -176,5 +176,16 @@ def _stand_ins(seen: Seen, ledger: Ledger) -> Iterable[Pod]:
         done.add(entry.pod)
         server = str(seen.server["metadata"]["uid"])
         yield Pod(
-            entry.pod, entry.pod_name, namespace, 0.0, False, True, False, True, "", server, {}, UNREAD, entry.pool
+            uid=entry.pod,
+            name=entry.pod_name,
+            namespace=namespace,
+            created=0.0,
+            terminating=False,
+            scheduled=True,
+            ended=False,
+            ready=True,
+            ip="",
+            server=server,
+            raw_directive=UNREAD,
+            pool=entry.pool,
         )

@@ -28,7 +28,7 @@ from typing import Final
 from poolfleet.api.names import LINGER_SECONDS
 from poolfleet.api.wire import AgentState, Directive
 from poolfleet.plan.model import Pod
-from poolfleet.plan.shares import DRAIN_CUT_SECONDS, MOVE_SECONDS, REVERSAL_SECONDS, divide_budget
+from poolfleet.plan.shares import DRAIN_CUT_SECONDS, MOVE_SECONDS, NEW_SECONDS, divide_budget
 from poolfleet.plan.world import Entry, Ledger, Rest, World, highest_revision
 
 UNVERIFIED_SECONDS: Final = 5.0  # a shrink unproved for this long is asked of the next donor as well
@@ -94,7 +94,7 @@ def wake_at(world: World, ledger: Ledger) -> float | None:
         elif pod.terminating:
             times.append(entry.since + DRAIN_CUT_SECONDS)
         else:
-            times += [entry.since + MOVE_SECONDS, (entry.raised or 0.0) + REVERSAL_SECONDS]
+            times += [entry.since + MOVE_SECONDS, (pod.ready_since or 0.0) + NEW_SECONDS]
     times = [time for time in times if time > world.now]
     return min(times) if times else None
 
@@ -195,10 +195,11 @@ class _Step:
         world = self.world
         if pod is not None or entry.gone_since is None or entry.pod in world.answering:
             return False
-        quiet = world.sessions.quiet_since if world.sessions is not None else None
-        if world.sessions is not None and quiet is not None and world.wish_of(entry.pool) is not None:
+        looks = world.sessions
+        if looks is not None and looks.quiet_since is not None and world.wish_of(entry.pool) is not None:
             # Twice, for a process that nobody can reach may have been idle at the one moment.
-            if quiet - entry.gone_since >= GHOST_LOOK_SECONDS and world.sessions.at - quiet >= GHOST_LOOKS_APART:
+            first, last = looks.quiet_since - entry.gone_since, looks.at - looks.quiet_since
+            if first >= GHOST_LOOK_SECONDS and last >= GHOST_LOOKS_APART:
                 return True
         return world.now - entry.gone_since >= world.ghost_grace
 
@@ -277,9 +278,7 @@ class _Step:
                 if not missing or min(mine, room[wish.pool]) < len(missing):
                     continue
                 for name in missing:
-                    self.entries[pod.uid, name] = Entry(
-                        pod.uid, pod.name, wish.pool, name, 1, 1, 0, self.world.now, raised=self.world.now
-                    )
+                    self.entries[pod.uid, name] = Entry(pod.uid, pod.name, wish.pool, name, 1, 1, 0, self.world.now)
                 left -= len(missing)
                 room[wish.pool] -= len(missing)
                 kept[wish.pool] = min(wish.reserve, max(0, room[wish.pool]))
@@ -294,7 +293,7 @@ class _Step:
             grant = min(wanted[key], entry.bound + max(0, left))
             if grant > entry.grant:
                 left -= max(0, grant - entry.bound)
-                self.entries[key] = replace(entry, grant=grant, bound=max(entry.bound, grant), raised=self.world.now)
+                self.entries[key] = replace(entry, grant=grant, bound=max(entry.bound, grant))
                 self.told.add(entry.pod)
 
     def reissue(self) -> None:

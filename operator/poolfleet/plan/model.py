@@ -62,6 +62,7 @@ class Pod:
     raw_directive: str | None = None  # annotation as it stands, for the JSON patch's `test`
     pool: str = ""  # "<namespace>/<name>" of its PgPool, by its label
     node: str = ""  # spec.nodeName
+    ready_since: float | None = None  # since when it is Ready; None: it is not
     state: AgentState | None = None  # newest answer of its agent, MAC verified; None while it cannot be read
 
 

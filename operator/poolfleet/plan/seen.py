@@ -48,7 +48,8 @@ def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
             directive = verify(raw, key)
         except WireError:
             directive = {}  # somebody else wrote it; the next directive replaces it
-    conditions = {c.get("type"): c.get("status") for c in status.get("conditions") or ()}
+    ready: Body = next((c for c in status.get("conditions") or () if c.get("type") == "Ready"), {})
+    is_ready = ready.get("status") == "True"
     return Pod(
         uid=metadata["uid"],
         name=metadata["name"],
@@ -57,12 +58,13 @@ def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
         terminating=bool(metadata.get("deletionTimestamp")),
         scheduled=bool(spec.get("nodeName")),
         ended=ended(body),
-        ready=conditions.get("Ready") == "True",
+        ready=is_ready,
         ip=status.get("podIP") or "",
         server=annotations.get(names.SERVER_UID) or "",
         directive=directive,
         raw_directive=raw,
         pool=f"{metadata['namespace']}/{(metadata.get('labels') or {}).get(names.LABEL_POOL, '')}",
+        ready_since=seconds(ready.get("lastTransitionTime")) if is_ready else None,
         node=str(spec.get("nodeName") or ""),
         state=state,
     )

@@ -59,7 +59,6 @@ def read_ledger(status: Mapping[str, Any]) -> Ledger:
                 grant=int(e["grant"]),
                 revision=int(e["revision"]),
                 since=seconds(e["since"]),
-                raised=seconds(e["raisedAt"]) if e.get("raisedAt") else None,
                 gone_since=seconds(e["goneSince"]) if e.get("goneSince") else None,
             )
             for e in data.get("entries") or ()
@@ -83,7 +82,6 @@ def write_ledger(ledger: Ledger) -> JsonObject:
                 "grant": e.grant,
                 "revision": e.revision,
                 "since": timestamp(e.since),
-                **({"raisedAt": timestamp(e.raised)} if e.raised is not None else {}),
                 **({"goneSince": timestamp(e.gone_since)} if e.gone_since is not None else {}),
             }
             for e in sorted(ledger.entries, key=lambda e: (e.pool, e.pod, e.database))

@@ -14,7 +14,7 @@ from poolfleet.plan.sizing import Claim, Demand, Key, PoolWish, divide, floors, 
 from poolfleet.plan.world import Entry, Ledger, World
 
 DONOR_USE: Final = 0.7  # who used more than this part of its bound in the last 10 s gives nothing
-REVERSAL_SECONDS: Final = 10.0  # what was given stays at least for so long
+NEW_SECONDS: Final = 10.0  # as long as the agents look back: a pod that is ready for less has not shown its demand yet
 MOVE_SECONDS: Final = 2.0  # a pod is moved for demand at most this often
 DRAIN_CUT_SECONDS: Final = 2.0  # a draining pod is cut to its clients at most this often
 
@@ -90,9 +90,10 @@ def divide_budget(world: World, ledger: Ledger) -> Division:
 def need(world: World, pod: Pod, database: str, entry: Entry | None, fair: int) -> int:
     """How many connections a pod can use of a database, as its agent saw the last 10 s; `fair` is its share by right.
 
-    A pod that has just come, or was given something a moment ago, is not asked to give.
+    A pod that is not ready yet needs its share by right; then, until it could show its demand, half of it, with which
+    it was ready. Whose clients waited keeps all it has: so what was given for demand stays for those 10 s.
     """
-    if entry is None or pod.state is None or database not in pod.state.databases:
+    if entry is None or pod.state is None or database not in pod.state.databases or pod.ready_since is None:
         return fair
     seen = pod.state.databases[database]
     use = math.ceil(seen.peak / DONOR_USE)
@@ -102,9 +103,8 @@ def need(world: World, pod: Pod, database: str, entry: Entry | None, fair: int) 
         wanted = use
     else:
         wanted = max(use, entry.grant)
-    young = entry.raised is not None and world.now - entry.raised < REVERSAL_SECONDS
-    if young:
-        wanted = max(wanted, entry.grant, fair)
+    if world.now - pod.ready_since < NEW_SECONDS:
+        wanted = max(wanted, math.ceil(fair / 2))
     if world.now - entry.since < MOVE_SECONDS:
         # Moved a moment ago: neither below its share nor above it, for demand's sake, but where it is.
         low, high = min(entry.grant, fair), max(entry.grant, fair)

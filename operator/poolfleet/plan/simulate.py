@@ -74,6 +74,7 @@ class Fleet:
             ip="",
             server=SERVER,
             pool=pool,
+            ready_since=self.now,
         )
         self.now += STEP_SECONDS  # no two of the same age
         self.pods[pod.uid] = pod
@@ -176,7 +177,10 @@ def steady(budget: int, wishes: Iterable[PoolWish]) -> Fleet:
 
 def rollout(fleet: Fleet, surge: int) -> list[Moment]:
     """Replace every pod of every pool at the same time, `surge` pods ahead in each (0: one pod less instead); no pod
-    that ends is gone before it must. Returns the moments from start to end. Raises Restless."""
+    that ends is gone before it must. Returns the moments from start to end. Raises Restless.
+
+    Where not even one connection is left for a surge pod, old pods end without it, as the operator does it too.
+    """
     fleet.forget()
     moments = [fleet.settle("steady")]
     old = {wish.pool: [pod.uid for pod in fleet.staying() if pod.pool == wish.pool] for wish in fleet.admitted()}

@@ -26,7 +26,6 @@ class Entry:
     grant: int
     revision: int
     since: float  # when `revision` was written
-    raised: float | None = None  # when `grant` was last raised; what was given a moment ago is not taken back at once
     gone_since: float | None = None  # when the pod was first missed
 
 
