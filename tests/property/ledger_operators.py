@@ -13,6 +13,7 @@ from poolfleet.api.wire import AgentState, Directive
 from poolfleet.plan import ledger as plan
 from poolfleet.plan import world as planned
 from poolfleet.plan.model import Pod, Sessions
+from poolfleet.plan.sessions import since
 from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.world import Ledger
 from tests.property.ledger_model import GRACE, SERVER, ModelPod, World
@@ -126,7 +127,9 @@ class Operator:
             if twice := min(count, self.unknown.get(key, 0)):
                 orphans[key[1]] = orphans.get(key[1], 0) + twice
         self.unknown = unknown
-        self.sessions = Sessions(world.now, known + sum(b.count for b in world.backends), orphans, 0)
+        quiet = None if unknown else world.now
+        seen = Sessions(world.now, known + sum(b.count for b in world.backends), orphans, 0, quiet)
+        self.sessions = since(seen, self.sessions)
 
     # -- plan and write ----------------------------------------------------------------------------------------------
     def planned(self) -> planned.World:

@@ -1,20 +1,24 @@
 """The rules of the ledger one by one; tests/property/test_ledger.py has them all under noise."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from poolfleet.api.wire import AgentState, DatabaseState
 from poolfleet.plan import ledger as plan
-from poolfleet.plan.ledger import Entry, Ledger, Rest, World, advance, orders, proves
-from poolfleet.plan.model import Pod
+from poolfleet.plan.ledger import advance, orders, proves
+from poolfleet.plan.model import Pod, Sessions
+from poolfleet.plan.shares import Division
 from poolfleet.plan.sizing import PoolWish
+from poolfleet.plan.world import Entry, Ledger, Rest, World
 
-WISH = PoolWish("ns/shop", "u", 0.0, {"a": 1}, "c1")
+WISH = PoolWish("ns/shop", "u", 0.0, {"a": 1}, "c1", roles={"a": frozenset({"shop"})})
+OTHER = PoolWish("team/late", "v", 1.0, {"a": 1}, "c2", roles={"a": frozenset({"late"})})
 
 
 def pod(uid: str = "p1", state: AgentState | None = None, **changes: object) -> Pod:
-    first = Pod(uid, uid, "ns", 0.0, False, True, False, True, "", "server", {}, None, state)
+    first = Pod(uid, uid, "ns", 0.0, False, True, False, True, "", "server", pool="ns/shop", state=state)
     return replace(first, **changes)  # type: ignore[arg-type]
 
 
@@ -36,14 +40,15 @@ def told(uid: str, rev: int, grant: int, config: str = "c1") -> dict[str, object
     return {"server": "server", "pod": uid, "rev": rev, "config": config, "grant": {"a": grant}}
 
 
-def entry(uid: str = "p1", bound: int = 5, grant: int = 5, rev: int = 1, since: float = 0.0) -> Entry:
-    return Entry(uid, uid, "ns/shop", "a", bound, grant, rev, since)
+def entry(
+    uid: str = "p1", bound: int = 5, grant: int = 5, rev: int = 1, since: float = 0.0, pool: str = "ns/shop"
+) -> Entry:
+    return Entry(uid, uid, pool, "a", bound, grant, rev, since)
 
 
-def world(
-    ledger: Ledger, *pods: Pod, budget: int | None = 20, now: float = 100.0, wish: PoolWish | None = WISH
-) -> World:
-    return World("server", budget, ledger, pods, wish, now)
+def world(ledger: Ledger, *pods: Pod, budget: int | None = 20, now: float = 100.0, **more: object) -> World:
+    first = World("server", budget, ledger, pods, (WISH,), now)
+    return replace(first, **more)  # type: ignore[arg-type]
 
 
 def test_the_first_grant_is_one_per_database_and_comes_before_the_pod_answers() -> None:
@@ -106,7 +111,7 @@ def test_a_proof_releases_and_the_released_rests_before_anybody_gets_it() -> Non
     after = advance(w)
     assert after.entries[0].bound == 7
     assert after.resting == (Rest(3, 100.6),)
-    assert plan.free(replace(w, ledger=after), after) == 0
+    assert w.free(after) == 0
     assert plan.wake_at(w, after) == pytest.approx(100.6)
 
 
@@ -196,7 +201,106 @@ def test_a_pod_of_an_earlier_server_is_counted_with_what_it_was_told() -> None:
 
 
 def test_a_step_over_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "targets", lambda *_: {("p1", "a"): 99})
-    monkeypatch.setattr(plan, "free", lambda *_: 99)
+    everything = Division({}, {"ns/shop": 99}, {"ns/shop": 99}, {}, {("p1", "a"): 99})
+    monkeypatch.setattr(plan, "divide_budget", lambda *_: everything)
+    monkeypatch.setattr(World, "free", lambda *_: 99)
     with pytest.raises(plan.IllegalStepError):
         advance(world(Ledger(1, (entry(bound=1, grant=1),)), pod(state=answer())))
+
+
+# Several pools
+
+
+QS = (("q1", "team/late"), ("q2", "team/late"))
+
+
+def late(uid: str = "q1", state: AgentState | None = None, **changes: Any) -> Pod:
+    return pod(uid, state, pool="team/late", namespace="team", **changes)
+
+
+def test_a_pools_reserve_is_for_its_own_pods_only() -> None:
+    """One connection is left, and it is the reserve of ns/shop: the pod of the other pool waits, its own does not."""
+    full = Ledger(2, (entry("p1", 9, 9, 2), entry("q1", 10, 10, 2, pool="team/late")))
+    mine = pod("p1", answer("p1", 2, 9, 9), directive=told("p1", 2, 9))
+    theirs = late("q1", answer("q1", 2, 10, 10, config="c2"), directive=told("q1", 2, 10, config="c2"))
+    both: dict[str, Any] = {"wishes": (WISH, OTHER)}
+    after = advance(world(full, mine, theirs, late("q2", created=1.0), **both))
+    assert "q2" not in {e.pod for e in after.entries}
+    after = advance(world(full, mine, theirs, pod("p2", created=1.0), **both))
+    assert ("p2", 1) in {(e.pod, e.bound) for e in after.entries}
+
+
+def test_in_each_pool_one_donor_at_a_time() -> None:
+    """The budget is halved: one pod of either pool is told to shrink, not two of one."""
+    ledger = Ledger(2, tuple(entry(u, 9, 9, 2, pool=p) for u, p in (("p1", "ns/shop"), ("p2", "ns/shop"), *QS)))
+    pods = [pod(u, answer(u, 2, 9, 9), directive=told(u, 2, 9)) for u in ("p1", "p2")]
+    pods += [late(u, answer(u, 2, 9, 9, config="c2"), directive=told(u, 2, 9, config="c2")) for u, _ in QS]
+    after = advance(world(ledger, *pods, budget=20, wishes=(WISH, OTHER)))
+    assert [(e.pod, e.grant) for e in after.entries] == [("p1", 9), ("p2", 4), ("q1", 9), ("q2", 4)]
+
+
+def test_pods_whose_pool_is_gone_count_until_they_end() -> None:
+    ledger = Ledger(2, (entry("q1", 8, 8, 2, pool="team/late"),))
+    after = advance(world(ledger, late("q1", answer("q1", 2, 8, 8)), pod("p1", answer("p1", 0), created=1.0)))
+    assert after.of_pool("team/late")[0].bound == 8
+    nearly = advance(world(after, late("q1"), pod("p1", answer("p1", 3, 1, 1), directive=told("p1", 3, 1))))
+    assert nearly.of_pool("ns/shop")[0].bound == 20 - 8 - 1  # the reserve
+
+
+# What PostgreSQL shows, and who is known to be gone
+
+QUIET = Sessions(at=130.0, pools=0, orphans={}, others=0, quiet_since=120.0)
+
+
+@pytest.mark.parametrize(
+    ("looks", "gone"),
+    [
+        (QUIET, True),
+        (replace(QUIET, quiet_since=109.0), False),  # the first look came too early
+        (replace(QUIET, at=121.0), False),  # the second look followed too soon
+        (replace(QUIET, orphans={"shop": 1}, quiet_since=None), False),
+        (None, False),  # nobody looks
+    ],
+    ids=["twice nothing", "too early", "too soon", "a session", "no look"],
+)
+def test_a_ghost_ends_when_postgresql_shows_nothing_of_it(looks: Sessions | None, gone: bool) -> None:
+    ghost = replace(entry(), gone_since=100.0)
+    after = advance(world(Ledger(1, (ghost,)), now=131.0, sessions=looks))
+    assert (after.entries == ()) is gone
+
+
+def test_a_ghost_that_answers_lives_however_long() -> None:
+    ghost = Ledger(1, (replace(entry(), gone_since=100.0),))
+    for looks in (QUIET, None):
+        after = advance(world(ghost, now=900.0, sessions=looks, answering=frozenset({"p1"})))
+        assert [(e.bound, e.gone_since) for e in after.entries] == [(5, None)]  # its grace begins when it falls silent
+    assert advance(world(ghost, now=900.0)).entries == ()
+
+
+def test_a_pod_of_a_node_that_is_off_is_gone_at_once() -> None:
+    after = advance(world(Ledger(1, (entry(),)), pod(terminating=True), off=frozenset({"p1"})))
+    assert after.entries == () and after.resting == (Rest(5, 100.6),)
+
+
+def test_sessions_that_nobody_accounts_for_are_not_free() -> None:
+    looks = Sessions(99.0, 7, {"shop": 6}, 0)
+    one = world(Ledger(1, (entry(bound=1, grant=1),)), pod(state=answer()), sessions=looks)
+    assert [e.bound for e in advance(one).entries] == [20 - 6 - 1]
+    # what a pod that cannot be asked might hold is not counted twice
+    silent = world(Ledger(1, (entry("p2", 4, 4), entry(bound=1, grant=1))), pod(state=answer()), sessions=looks)
+    assert silent.unaccounted(silent.ledger) == 6 - 4
+
+
+def test_what_another_pgserver_promised_of_the_same_server_is_not_free() -> None:
+    after = advance(world(Ledger(1, (entry(bound=1, grant=1),)), pod(state=answer()), foreign=12))
+    assert [e.bound for e in after.entries] == [20 - 12 - 1]
+
+
+def test_a_role_without_room_in_postgresql_holds_raises_back_but_no_shrink() -> None:
+    blocked: dict[str, Any] = {"blocked": frozenset({"shop"})}
+    ledger = Ledger(1, (entry(bound=1, grant=1),))
+    assert advance(world(ledger, pod(state=answer(), directive=told("p1", 1, 1)), **blocked)) is ledger
+    assert advance(world(Ledger(), pod(), **blocked)).entries == ()
+    large = Ledger(1, (entry(bound=19, grant=19),))
+    cut = advance(world(large, pod(state=answer(loaded=19), directive=told("p1", 1, 19)), budget=10, **blocked))
+    assert cut.entries[0].grant == 9

@@ -200,17 +200,17 @@ async def test_after_a_conflict_nobody_is_told_and_what_was_seen_is_dropped(hous
     assert [what for what, _ in house.kube.calls] == ["ledger", "forget"]
 
 
-async def test_a_vanished_pod_is_a_ghost_while_it_answers_and_then_for_the_grace(house: House) -> None:
+async def test_a_vanished_pod_counts_while_it_answers_and_then_as_a_ghost_for_the_grace(house: House) -> None:
     house.store.put(POD.plural, pod_body("a"))
     await house.step()
     house.remove("a")
     house.agents.alive = frozenset({"a"})
-    await house.step()
-    assert house.status()["ghosts"] == 1
     await house.step(seconds=500)
-    assert house.status()["ghosts"] == 1  # it answers: it lives
+    assert (house.status()["granted"], house.status()["ghosts"]) == (1, 0)
     house.agents.alive = frozenset()
     await house.step()
+    assert (house.status()["granted"], house.status()["ghosts"]) == (1, 1)
+    await house.step(seconds=500)
     assert (house.status()["ghosts"], house.status()["granted"]) == (0, 0)
     assert ("drop", "a") in house.kube.calls
 

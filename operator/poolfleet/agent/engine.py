@@ -358,7 +358,7 @@ class Engine:
                 rev=applied.rev if applied else 0,
                 config=self.intake.staged.config.hash if self.intake.staged else "",
                 config_error=self._config_error,
-                started=self._process if self._up else "",
+                started=self._process if sample else "",  # of a process that was not looked at nothing is said
                 databases=databases,
                 max_wait=max((pool.maxwait_us for pool in sample.pools.values()), default=0) / 1e6 if sample else 0.0,
                 pids=sample.pids if sample else (),

@@ -209,7 +209,7 @@ class Discoveries:
         strangers = sorting.unknown(first, roles, pids)
         if not strangers:
             known.matched = known.matched or bool(pids and sorting.of_pools(first, roles))
-            return sorting.sort(at, first, roles), ""
+            return sorting.sort(at, first, roles, quiet=True), ""
         await asyncio.sleep(self._confirm)
         second = await self._backends(known)
         if second is None:

@@ -94,21 +94,19 @@ def wake_at(world: World, ledger: Ledger) -> float | None:
         elif pod.terminating:
             times.append(entry.since + DRAIN_CUT_SECONDS)
         else:
-            times += [entry.since + MOVE_SECONDS, (pod.ready_since or 0.0) + NEW_SECONDS]
+            times += [entry.since + MOVE_SECONDS, entry.since + NUDGE_SECONDS, (pod.ready_since or 0.0) + NEW_SECONDS]
     times = [time for time in times if time > world.now]
     return min(times) if times else None
 
 
 def is_lost(world: World) -> bool:
-    """Whether some pod knows a revision that the ledger never wrote: the ledger was wiped or restored."""
+    """Whether the ledger was wiped or restored: some pod knows a revision that it never wrote, or was granted something
+    and has no entry, as a pod of an earlier PgServer of the same pool has none."""
     for pod in world.pods:
-        if pod.ended:
+        if pod.ended or pod.uid in world.off:
             continue
-        if pod.directive and pod.directive.get("server") != world.server:
-            # A pod of an earlier PgServer of the same pool: it still holds connections to the database.
-            if pod.directive.get("grant") and not world.ledger.of_pod(pod.uid):
-                return True
-            continue
+        if pod.directive.get("grant") and not world.ledger.of_pod(pod.uid):
+            return True
         if highest_revision(pod, world.server) > world.ledger.revision:
             return True
     return False
@@ -120,7 +118,7 @@ def rebuild(world: World) -> Ledger:
     revision = highest + REVISION_GAP
     known = {(entry.pod, entry.database): entry for entry in world.ledger.entries}
     for pod in world.pods:
-        if pod.ended:
+        if pod.ended or pod.uid in world.off:
             continue
         bounds = dict(pod.directive.get("grant", {}))
         if pod.state is not None:
@@ -154,6 +152,22 @@ def proves(state: AgentState | None, entry: Entry, server: str) -> bool:
     )
 
 
+def unproved(world: World, ledger: Ledger) -> list[str]:
+    """Names of the living pods that have not proved, under this ledger, that they hold no more than it says.
+
+    Their word alone is not enough: a directive of before may have been obeyed after the ledger was lost, and what it
+    opened is still in use (facts/ledger.md 8c).
+    """
+    pods = {pod.uid: pod for pod in world.pods if pod.server == world.server}
+    return sorted(
+        {
+            entry.pod_name
+            for entry in ledger.entries
+            if (pod := pods.get(entry.pod)) is not None and not proves(pod.state, entry, world.server)
+        }
+    )
+
+
 class _Step:
     """One step under construction: the entries by (pod, database), and which pods need a new directive."""
 
@@ -183,17 +197,19 @@ class _Step:
         """Drop the entries of pods that are known to be gone, and of ghosts once they are proved or given up."""
         for key, entry in list(self.entries.items()):
             pod = self.pods.get(entry.pod)
-            if (pod is not None and pod.ended) or entry.pod in self.world.off or self.is_over(entry, pod):
+            missing = pod is None and entry.pod not in self.world.answering  # who still answers is not gone
+            answers = not missing and (pod is None or pod.state is not None)
+            off = entry.pod in self.world.off and not answers
+            if (pod is not None and pod.ended) or off or (missing and self.is_over(entry)):
                 del self.entries[key]
                 self.release(entry.bound)
-            elif (pod is None) != (entry.gone_since is not None):
-                self.entries[key] = replace(entry, gone_since=self.world.now if pod is None else None)
+            elif missing != (entry.gone_since is not None):
+                self.entries[key] = replace(entry, gone_since=self.world.now if missing else None)
 
-    def is_over(self, entry: Entry, pod: Pod | None) -> bool:
-        """Whether a ghost is gone: PostgreSQL shows no session that it could have, or its grace is over. Nobody who
-        still answers is gone."""
+    def is_over(self, entry: Entry) -> bool:
+        """Whether a ghost is gone: PostgreSQL shows no session that it could have, or its grace is over."""
         world = self.world
-        if pod is not None or entry.gone_since is None or entry.pod in world.answering:
+        if entry.gone_since is None:
             return False
         looks = world.sessions
         if looks is not None and looks.quiet_since is not None and world.wish_of(entry.pool) is not None:
@@ -216,15 +232,11 @@ class _Step:
                 del self.entries[key]
 
     def finish_rebuild(self) -> None:
-        """End a rebuild once a grace has passed and every living pod has answered a directive of the new ledger."""
+        """End a rebuild once a grace has passed and every living pod has proved what the new ledger says of it."""
         if self.rebuilt is None or self.world.now - self.rebuilt < self.world.ghost_grace:
             return
-        for entry in self.entries.values():
-            pod = self.pods.get(entry.pod)
-            ours = pod is not None and pod.server == self.world.server
-            if ours and pod is not None and (pod.state is None or pod.state.rev < entry.revision):
-                return
-        self.rebuilt = None
+        if not unproved(self.world, self.ledger()):
+            self.rebuilt = None
 
     def lower(self) -> None:
         """Order shrinks towards the targets: in each pool one staying pod at a time, another only if that one does not

@@ -205,7 +205,11 @@ def _satisfied(view: ServerView, ledger: Ledger) -> Condition:
     if view.declared is not None and discovered is not None and view.declared > discovered:
         notes.append(f"maxConnections {view.declared} is above the server's own {discovered}: the smaller counts.")
     if ledger.rebuilt is not None:
-        notes.append("The ledger was rebuilt from the pods; nothing is raised until every pod has answered.")
+        waits = ", ".join(ledgers.unproved(view.world, ledger))
+        notes.append(
+            "The ledger was rebuilt from the pods; nothing is raised for "
+            f"{view.world.ghost_grace:.0f} s and until each has proved what it holds{f' ({waits})' if waits else ''}."
+        )
     world = view.world
     if ledger.ghosts:
         names = ", ".join(sorted({entry.pod_name for entry in ledger.ghosts}))

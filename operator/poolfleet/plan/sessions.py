@@ -46,18 +46,22 @@ def comparable(backends: Iterable[Backend], roles: Collection[str], known: Colle
 
 
 def sort(
-    at: float, backends: Collection[Backend], roles: Collection[str], unaccounted: Iterable[Backend] = ()
+    at: float,
+    backends: Collection[Backend],
+    roles: Collection[str],
+    unaccounted: Iterable[Backend] = (),
+    quiet: bool = False,
 ) -> Sessions:
     """The newest reading, sorted by who accounts for the sessions. `at`: when the reading began; `unaccounted`: what
-    was `unknown` in this reading and in one before it."""
+    was `unknown` in this reading and in one before it; `quiet`: nothing was, not even once."""
     mine = of_pools(backends, roles)
     others = sum(1 for backend in backends if backend not in mine and not backend.operators)
-    return Sessions(at, len(mine), dict(Counter(backend.role for backend in unaccounted)), others)
+    orphans = dict(Counter(backend.role for backend in unaccounted))
+    return Sessions(at, len(mine), orphans, others, at if quiet else None)
 
 
 def since(seen: Sessions, before: Sessions | None) -> Sessions:
-    """`seen` with the time since when looks, this one and those right before it, have shown no orphan."""
-    if seen.orphans:
+    """`seen` with the time since when looks, this one and those right before it, have been quiet."""
+    if seen.quiet_since is None or before is None or before.quiet_since is None:
         return seen
-    quiet = before.quiet_since if before is not None else None
-    return replace(seen, quiet_since=seen.at if quiet is None else quiet)
+    return replace(seen, quiet_since=before.quiet_since)
