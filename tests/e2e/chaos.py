@@ -15,7 +15,7 @@ from tests.e2e.cluster import SYSTEM_NAMESPACE, Kubectl, KubectlError, Manifest,
 from tests.e2e.database import Login, Postgres, Superuser, ident
 from tests.e2e.pools import Pool
 from tests.e2e.verdict import Budget
-from tests.e2e.watching import Steps
+from tests.e2e.watching import Step, Steps
 
 BUDGETS = {60: 35, 30: 65}  # budget -> headroom, of max_connections=100: 3 are the superuser's, 2 the operator's
 REPLICAS = (1, 6)
@@ -188,18 +188,22 @@ class Chaos:
         return time.time()
 
     def await_rollouts(self, timeout: float) -> None:
-        """Wait until every pool has the pods that it shall have, and no others."""
+        """Wait until every pool has the pods that it shall have, and no others; one that went has none."""
 
         def rolled() -> bool:
-            for name in self._wished:
-                pool = self._pools[name]
-                replicas = int(pool.get()["spec"]["replicas"])
+            for name, pool in self._pools.items():
+                replicas = int(pool.get()["spec"]["replicas"]) if name in self._wished else 0
                 pods = pool.pods(all=True)
                 if not (len(pods) == replicas == len(pool.pods()) and all(_ready(pod) for pod in pods)):
                     return False
             return True
 
         await_until(rolled, timeout, "all pods are there", interval=0.5)
+
+    def granted(self, step: Step) -> int:
+        """What pods may hold that stay; not ghosts, nor those that are on their way out."""
+        staying = {pod["metadata"]["name"] for name in self._wished for pod in self._pools[name].pods()}
+        return sum(grant for (pod, _), grant in step.grants.items() if pod in staying)
 
     def hang_up(self) -> None:
         """Tell all clients to end, and delete the pools that come and go."""

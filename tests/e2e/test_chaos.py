@@ -155,12 +155,12 @@ def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, flo
 
     def granted() -> bool:
         step = steps.last
-        return step.budget == max(BUDGETS) and step.granted >= 0.95 * step.grantable
+        return step.budget == max(BUDGETS) and chaos.granted(step) >= 0.95 * step.grantable
 
-    kit.await_until(granted, 4 * CONVERGED, "nearly all granted again", interval=0.05)
+    kit.await_until(granted, 4 * CONVERGED, "nearly all granted again")
     granted_after = time.time() - calm
     chaos.await_rollouts(120)
-    kit.await_until(granted, CONVERGED, "nearly all granted after the last rollout", interval=0.05)
+    kit.await_until(granted, CONVERGED, "nearly all granted after the last rollout")
     time.sleep(2)  # the last grants are used
     quiet = time.time()
     while time.time() < quiet + QUIET:

@@ -112,11 +112,6 @@ class Step:
         """What may be granted to pods that are there."""
         return self.budget - self.reserve - self.ghosts
 
-    @property
-    def granted(self) -> int:
-        """What has been granted to pods that are there: a ghost's bounds are its own."""
-        return self.bound - self.ghosts
-
 
 class Steps:
     """Every status of a PgServer since this began, with the time at which each was seen: with Steps(…) as steps: …"""

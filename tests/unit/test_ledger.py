@@ -249,19 +249,20 @@ def test_pods_whose_pool_is_gone_count_until_they_end() -> None:
 
 # What PostgreSQL shows, and who is known to be gone
 
-QUIET = Sessions(at=130.0, pools=0, orphans={}, others=0, quiet_since=120.0)
+QUIET = Sessions(at=120.0, pools=0, orphans={}, others=0, quiet_since=50.0)
 
 
 @pytest.mark.parametrize(
     ("looks", "gone"),
     [
         (QUIET, True),
-        (replace(QUIET, quiet_since=109.0), False),  # the first look came too early
-        (replace(QUIET, at=121.0), False),  # the second look followed too soon
+        (replace(QUIET, at=119.0), False),
+        (replace(QUIET, quiet_since=101.0), False),
+        (replace(QUIET, at=121.0, quiet_since=101.0), True),
         (replace(QUIET, orphans={"shop": 1}, quiet_since=None), False),
-        (None, False),  # nobody looks
+        (None, False),
     ],
-    ids=["twice nothing", "too early", "too soon", "a session", "no look"],
+    ids=["quiet for 20 s", "too short", "quiet too late", "quiet later", "a session", "nobody looks"],
 )
 def test_a_ghost_ends_when_postgresql_shows_nothing_of_it(looks: Sessions | None, gone: bool) -> None:
     ghost = replace(entry(), gone_since=100.0)

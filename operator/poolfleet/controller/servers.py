@@ -1,7 +1,7 @@
 """The server reconciler: it alone writes the ledger and tells the pods. Observe, plan, write, tell."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,7 @@ async def _write(context: Context, body: Body, view: ServerView, after: Ledger, 
         "observedGeneration": view.generation,
         **server.numbers(view, after),
         "inUse": live(context, body["metadata"]["uid"], old.get("inUse"), server.held(view.world)),
-        "pools": server.pool_lines(view, after, divide_budget(view.world, after)),
+        "pools": _pools(context, view, after, old.get("pools") or ()),
         "ledger": old["ledger"] if after is view.world.ledger and "ledger" in old else server.write_ledger(after),
         "conditions": conditions.merge(
             old.get("conditions") or (), server.conditions(view, after), view.generation, view.world.now
@@ -110,6 +110,17 @@ async def _write(context: Context, body: Body, view: ServerView, after: Ledger, 
         await context.recorder.event(body, event)
 
 
+def _pools(context: Context, view: ServerView, after: Ledger, old: Iterable[Body]) -> list[Body]:
+    """The pools' lines, with what their pods hold, as shown."""
+    before = {line.get("uid"): line.get("inUse") for line in old}
+    lines = server.pool_lines(view, after, divide_budget(view.world, after))
+    for line in lines:
+        pool = f"{line['namespace']}/{line['name']}"
+        held = sum(server.held_by(pod) for pod in view.world.pods if pod.pool == pool)
+        line["inUse"] = live(context, f"{view.world.server} {line['uid']}", before.get(line["uid"]), held)
+    return lines
+
+
 def _discovery(view: ServerView, old: Mapping[str, Any]) -> dict[str, Any]:
     """Discovery for the status; a reading that says nothing new is no reason to write."""
     assert view.discovery is not None
@@ -120,7 +131,9 @@ def _discovery(view: ServerView, old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measure(key: Key, view: ServerView, after: Ledger) -> None:
-    """Set the exact numbers that Prometheus reads."""
+    """Set the exact numbers that Prometheus reads; there are none while the budget is not known."""
+    if view.world.budget is None:
+        return
     pools = {f"{namespace}/{name}" for namespace, name, _ in view.pools} | {entry.pool for entry in after.entries}
     numbers = server.numbers(view, after)
     pods = view.world.pods

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from poolfleet.api.conditions import READY, STALLED
+from poolfleet.api.conditions import READY, STALLED, Reason
 from poolfleet.plan.model import Condition, Event
 from poolfleet.plan.times import timestamp
 
@@ -79,6 +79,6 @@ def transitions(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any
         if condition["status"] == "Unknown" or (condition["type"] == STALLED and not bad):
             continue
         message = condition["message"] or f"{condition['type']} is {condition['status']}"
-        kind = "Warning" if bad else "Normal"
+        kind = "Warning" if bad or condition["reason"] == Reason.HEADROOM_EXCEEDED else "Normal"
         events.setdefault((kind, condition["reason"]), Event(kind, condition["reason"], message))
     return list(events.values())

@@ -1,7 +1,7 @@
 """The conditions of a PgPool, each from what the pods, the PgServer and the plan say. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from poolfleet.api.conditions import (
@@ -18,6 +18,7 @@ from poolfleet.plan.model import Condition, Pod
 from poolfleet.plan.pool import Plan
 from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.secrets import Problem
+from poolfleet.plan.tenancy import line_of
 
 PROPAGATION_SECONDS: Final = 2.0
 """How long a pod may be ready before clients of the Service get to it: EndpointSlice, then kube-proxy, which looks once
@@ -172,8 +173,15 @@ def budget_satisfied(fleet: Fleet) -> Condition:
     for finding in fleet.plan.findings:
         if finding.reason == Reason.BUDGET_TOO_SMALL:
             return Condition(BUDGET_SATISFIED, "False", finding.reason, finding.message)
-    own = _server_condition(fleet.view, BUDGET_SATISFIED)
-    return own or Condition(BUDGET_SATISFIED, "Unknown", Reason.BUDGET_UNKNOWN, "The PgServer has not told yet.")
+    view = fleet.view
+    told = _server_condition(view, BUDGET_SATISFIED)
+    if told is None:
+        return Condition(BUDGET_SATISFIED, "Unknown", Reason.BUDGET_UNKNOWN, "The PgServer has not told yet.")
+    if view.server is None or view.server["metadata"]["namespace"] == view.owner.namespace:
+        return told
+    # The words of another namespace's PgServer name pods and roles that are not this tenant's.
+    share, budget = line_of(view.body, view.server).get("budget", 0), view.server_status.get("budget", 0)
+    return replace(told, message=f"{view.server_title}: this pool's share is {share} of a budget of {budget}.")
 
 
 def credentials_current(fleet: Fleet) -> Condition:

@@ -33,8 +33,7 @@ from poolfleet.plan.world import Entry, Ledger, Rest, World, highest_revision
 
 UNVERIFIED_SECONDS: Final = 5.0  # a shrink unproved for this long is asked of the next donor as well
 NUDGE_SECONDS: Final = 3.0  # a directive unanswered for this long is sent anew: touching the pod wakes the kubelet
-GHOST_LOOK_SECONDS: Final = 10.0  # a look at PostgreSQL proves a ghost's end only so long after the pod vanished
-GHOST_LOOKS_APART: Final = 4.0  # and so does another one, so much later
+GHOST_QUIET_SECONDS: Final = 20.0  # a ghost of which every look at PostgreSQL showed nothing for so long has ended
 REVISION_GAP: Final = 1000  # how far a rebuilt ledger jumps ahead of every revision seen
 OBSERVED_SAMPLES: Final = 2  # samples that make a proof
 
@@ -211,11 +210,11 @@ class _Step:
         world = self.world
         if entry.gone_since is None:
             return False
-        looks = world.sessions
-        if looks is not None and looks.quiet_since is not None and world.wish_of(entry.pool) is not None:
-            # Twice, for a process that nobody can reach may have been idle at the one moment.
-            first, last = looks.quiet_since - entry.gone_since, looks.at - looks.quiet_since
-            if first >= GHOST_LOOK_SECONDS and last >= GHOST_LOOKS_APART:
+        looks, asked_for = world.sessions, world.wish_of(entry.pool) is not None
+        if asked_for and looks is not None and looks.quiet_since is not None:
+            # Again and again, for a process that nobody can reach may be idle at any one moment.
+            quiet = looks.at - max(looks.quiet_since, entry.gone_since)
+            if quiet >= GHOST_QUIET_SECONDS:
                 return True
         return world.now - entry.gone_since >= world.ghost_grace
 

@@ -142,7 +142,7 @@ def pool_lines(view: ServerView, ledger: Ledger, division: Division) -> list[Jso
                 "namespace": namespace,
                 "name": name,
                 "uid": uid,
-                "admitted": wish is not None and sure >= wish.floor,
+                "admitted": wish is not None and 0 < wish.floor <= sure,
                 "budget": division.shares.get(pool, 0),
                 "granted": sum(entry.bound for entry in ledger.of_pool(pool)),
             }
