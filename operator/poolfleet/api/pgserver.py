@@ -318,8 +318,8 @@ class PgServerStatus(Model):
     )
     free: Count | None = Field(
         default=None,
-        description="Connections that can be granted: budget - granted - unaccounted. `reserve` is part of it; what was "
-        "given back a moment ago (ledger.resting) as well, though it rests for 0.6 s first.",
+        description="Connections that can be granted: budget - granted - unaccounted. `reserve` is part of it, and so "
+        "is what was given back a moment ago (ledger.resting), though it rests for 0.6 s first.",
     )
     in_use: Count | None = Field(default=None, description="Connections that pods hold, as PgBouncer counts.")
     reserve: Count | None = Field(
