@@ -22,7 +22,7 @@ from tests.e2e.watching import Steps
 
 ROLE = "app"
 SERVER = "main"
-NOISE, QUIET = 40.0, 6.0  # seconds in CI
+NOISE, QUIET = 32.0, 6.0  # seconds in CI
 SOAK = 15 * 60.0  # seconds of noise for each of four runs in `make soak`
 CONVERGED = 30.0  # seconds after the noise within which nearly all is granted again
 
@@ -153,14 +153,20 @@ def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, flo
     chaos.make_noise(noise)
     calm = chaos.calm()
 
-    def granted() -> bool:
-        step = steps.last
-        return step.budget == max(BUDGETS) and chaos.granted(step) >= 0.95 * step.grantable
+    def await_granted(timeout: float, what: str) -> None:
+        def granted() -> bool:
+            step = steps.last
+            return step.budget == max(BUDGETS) and chaos.granted(step) >= 0.95 * step.grantable
 
-    kit.await_until(granted, 4 * CONVERGED, "nearly all granted again")
+        try:
+            kit.await_until(granted, timeout, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {chaos.granted(steps.last)} granted, {steps.last}") from None
+
+    await_granted(4 * CONVERGED, "nearly all granted again")
     granted_after = time.time() - calm
     chaos.await_rollouts(120)
-    kit.await_until(granted, CONVERGED, "nearly all granted after the last rollout")
+    await_granted(CONVERGED, "nearly all granted after the last rollout")
     time.sleep(2)  # the last grants are used
     quiet = time.time()
     while time.time() < quiet + QUIET:

@@ -7,7 +7,10 @@ are one state. What is left out against ledger_model.py, and why nothing is lost
 * What a pod holds below its limit does not matter to the promise, for it may open the rest at any moment. `over` is
   what it holds above a limit that was lowered.
 * Revisions are numbered anew: only their order counts.
-* A message that an agent ignores for ever is gone.
+* Both lanes are one: whatever a pod was told may reach it at any later time, in any order; what its agent would ignore
+  for ever is gone. (The kubelet's file, the POST, and an agent that restarts are all less than that.)
+* An operator that sees an older PgServer can write nothing; all that matters of it is whom it may still tell what.
+* An operator that dies is one that looks anew; one that hangs is one that looks no more, writes and tells late.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ GRACE: Final = 30.0  # two ticks
 WISH: Final = PoolWish("ns/p", "u", 0.0, {"a": 1}, "c")
 
 UNBORN, RUNNING, TERMINATING, ENDED, VANISHED, GONE = range(6)
-Told = tuple[int, int]  # revision, connections
+Told = tuple[int, int]  # what a pod is told: revision, connections
 NOTHING: Final = (0, 0)
 
 
@@ -38,8 +41,7 @@ class PodState(NamedTuple):
 
     phase: int = UNBORN
     annotation: Told = NOTHING
-    file: Told = NOTHING  # what the kubelet brought and the agent has not read
-    posts: tuple[Told, ...] = ()  # on their way
+    messages: tuple[Told, ...] = ()  # on their way
     applied: Told = NOTHING  # durable
     loaded: int = 0
     over: int = 0
@@ -73,13 +75,13 @@ class LedgerState(NamedTuple):
 
 
 class OperatorState(NamedTuple):
-    """What one operator has seen, and has still to tell: (pod, what is to be told, the annotation that it saw)."""
+    """What one operator has seen."""
 
     ledger: LedgerState = LedgerState()
     fresh: bool = False  # the PgServer has not been written since it looked
     budget: int = 0
     pods: tuple[Seen | None, ...] = ()
-    pending: tuple[tuple[int, Told, Told], ...] = ()
+    tells: tuple[tuple[int, Told, Told], ...] = ()  # of one that is not fresh: pod, order, annotation that it saw
 
 
 class State(NamedTuple):
@@ -105,7 +107,6 @@ class Scope:
     budgets: tuple[int, ...] = ()  # later budgets, one after the other
     delete: bool = False  # pods are deleted, gracefully
     force: bool = False  # pods are deleted by force; their process lives on for less than the grace
-    post: bool = False  # the fast lane beside the annotation
     stale_pods: bool = False  # an operator may see the newest ledger with older pods
     keeps_observations: bool = False  # a rule left out: what was seen of agents outlives a conflict
 
@@ -123,7 +124,7 @@ class Small:
         """Pods that nobody has granted anything."""
         scope = self.scope
         pods = tuple(PodState(RUNNING if n < scope.up else UNBORN) for n in range(scope.pods))
-        operators = (OperatorState(budget=scope.budget, pods=(None,) * scope.pods),) * scope.operators
+        operators = (OperatorState(),) * scope.operators
         return State(scope.budget, LedgerState(), pods, operators, 0, scope.budget, scope.budgets)
 
     # -- what holds --------------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class Small:
             yield "tick", self._tick(state)
         if state.budgets:
             budget = state.budgets[0]
-            stale = tuple(operator._replace(fresh=False) for operator in state.operators)
+            stale = tuple(map(self._stale, state.operators))
             ceiling = max(budget, state.ceiling)
             yield (
                 f"budget {budget}",
@@ -166,12 +167,11 @@ class Small:
             return
         if pod.phase in (ENDED, GONE):
             return
-        if pod.phase != VANISHED and pod.file != pod.annotation and pod.annotation[0] > pod.applied[0]:
-            yield f"{name}: the kubelet delivers", but(file=pod.annotation)
-        if pod.file[0] > pod.applied[0]:
-            yield f"{name} reads its file", but(**self._accepted(pod, pod.file))
-        for told in pod.posts:
-            yield f"{name} gets a POST", but(**self._accepted(pod, told))
+        for told in pod.messages:
+            changes: dict[str, object] = {"applied": told}
+            if not pod.applied[0]:
+                changes["loaded"] = told[1]  # the first grant is what PgBouncer starts with
+            yield f"{name} accepts {told}", but(**changes)
         if pod.loaded != pod.applied[1]:
             most = max(pod.loaded, pod.over)
             limit = pod.applied[1]
@@ -185,94 +185,84 @@ class Small:
         if scope.delete and pod.phase == TERMINATING:
             yield f"{name} ends", self._dead(state, number, ENDED)
         if scope.force and pod.phase in (RUNNING, TERMINATING):
-            yield f"{name} is deleted by force", but(phase=VANISHED)
+            yield f"{name} is deleted by force", but(phase=VANISHED, annotation=NOTHING)
         if pod.phase == VANISHED:
             yield f"{name} dies", self._dead(state, number, GONE)
-
-    @staticmethod
-    def _accepted(pod: PodState, told: Told) -> dict[str, object]:
-        """A pod's first grant is what PgBouncer starts with."""
-        changes: dict[str, object] = {"applied": told}
-        if not pod.applied[0]:
-            changes["loaded"] = told[1]
-        return changes
 
     @staticmethod
     def _dead(state: State, number: int, phase: int) -> State:
         pods = list(state.pods)
         held = max(pods[number].loaded, pods[number].over)
-        pods[number] = PodState(phase, annotation=pods[number].annotation)
+        pods[number] = PodState(phase)
         return state._replace(pods=tuple(pods), lingering=state.lingering + held)
 
-    @staticmethod
-    def _tick(state: State) -> State:
+    def _tick(self, state: State) -> State:
+        """Everything that an operator sees late is seen by now, if it sees late at all."""
+
         def older(ledger: LedgerState) -> LedgerState:
             entries = tuple(
                 e._replace(age=1, gone=None if e.gone is None else min(2, e.gone + 1)) for e in ledger.entries
             )
             return ledger._replace(entries=entries, resting=0)
 
-        operators = tuple(operator._replace(ledger=older(operator.ledger)) for operator in state.operators)
+        pods = tuple(map(_see, state.pods)) if self.scope.stale_pods else None
+        operators = tuple(
+            operator._replace(ledger=older(operator.ledger), pods=pods if pods and operator.pods else operator.pods)
+            for operator in state.operators
+        )
         ledger = older(state.ledger)
         ceiling = max(state.budget, min(state.ceiling, sum(e.bound for e in ledger.entries)))
         return state._replace(ledger=ledger, operators=operators, lingering=0, ceiling=ceiling)
 
     def _of_operator(self, state: State, number: int) -> Iterator[tuple[str, State]]:
-        operator, scope = state.operators[number], self.scope
-        name = f"operator {number}"
+        operator, name = state.operators[number], f"operator {number}"
 
         def but(new: OperatorState, **changes: object) -> State:
             operators = list(state.operators)
             operators[number] = new
             return state._replace(operators=tuple(operators), **changes)  # type: ignore[arg-type]
 
-        seen = OperatorState(state.ledger, True, state.budget, tuple(map(_see, state.pods)), operator.pending)
+        seen = OperatorState(state.ledger, True, state.budget, tuple(map(_see, state.pods)))
         if seen != operator:
             yield f"{name} looks", but(seen)
-        if scope.stale_pods and (operator.ledger != state.ledger or not operator.fresh):
-            yield (
-                f"{name} sees the ledger",
-                but(operator._replace(ledger=state.ledger, fresh=True, budget=state.budget)),
-            )
-        yield from self._write(state, operator, name, but)
-        if operator.pending:
-            (which, told, was), *rest = operator.pending
-            new = operator._replace(pending=tuple(rest))
-            pod = state.pods[which]
-            if pod.phase in (RUNNING, TERMINATING) and pod.annotation == was:
-                posts = (*pod.posts, told) if scope.post else ()
-                pods = list(state.pods)
-                pods[which] = pod._replace(annotation=told, posts=posts)
-                mine = list(operator.pods)
-                if (known := mine[which]) is not None:
-                    mine[which] = known._replace(annotation=told)
-                yield f"{name} tells pod {which} {told}", but(new._replace(pods=tuple(mine)), pods=tuple(pods))
-            yield f"{name} cannot tell pod {which}", but(new)
-            yield f"{name} dies", but(operator._replace(pending=()))
-
-    def _write(self, state: State, operator: OperatorState, name: str, but: object) -> Iterator[tuple[str, State]]:
-        assert callable(but)
+        if not operator.fresh:
+            if operator.pods:  # kept where it may see the newest ledger with pods as old as these
+                newest = operator._replace(ledger=state.ledger, fresh=True, budget=state.budget, tells=())
+                yield f"{name} sees the ledger", but(newest)
+            yield from _tell(state, number, operator.tells)
+            return
         after, orders = self.plan(operator.budget, operator.ledger, operator.pods)
-        seen = {which: known.annotation for which, known in enumerate(operator.pods) if known is not None}
-        pending = tuple((which, told, seen[which]) for which, told in orders)
         if after == operator.ledger:
-            if pending != operator.pending:
-                yield f"{name} has to tell {pending}", but(operator._replace(pending=pending))
-        elif operator.fresh:
-            others = tuple(other._replace(fresh=False) for other in state.operators)
-            old = sum(e.bound for e in state.ledger.entries)
-            new = sum(e.bound for e in after.entries)
-            ceiling = max(state.budget, min(state.ceiling, new + after.resting)) if new <= old else state.ceiling
-            mine = operator._replace(ledger=after, pending=pending)
-            first = but(mine, ledger=after, ceiling=ceiling)
-            operators = tuple(
-                mine if at is mine else other for at, other in zip(first.operators, others, strict=True)
-            )
-            yield f"{name} writes {after}", first._replace(operators=operators)
-        elif not self.scope.keeps_observations:
-            pods = tuple(known._replace(answer=None) if known is not None else None for known in operator.pods)
-            if pods != operator.pods:
-                yield f"{name} has a conflict", but(operator._replace(pods=pods))
+            yield from _tell(state, number, self._tells(operator))
+            return
+        assert after.revision >= 0, "nothing was lost in this world"
+        old, new = (sum(e.bound for e in ledger.entries) for ledger in (state.ledger, after))
+        ceiling = max(state.budget, min(state.ceiling, new + after.resting)) if new <= old else state.ceiling
+        operators = [self._stale(other) for other in state.operators]
+        operators[number] = operator._replace(ledger=after)
+        yield (
+            f"{name} writes {after}",
+            state._replace(ledger=after, ceiling=ceiling, operators=tuple(operators)),
+        )
+
+    def _tells(self, operator: OperatorState) -> tuple[tuple[int, Told, Told], ...]:
+        """Whom it may tell what, if it has nothing to write: pod, order, annotation that it saw."""
+        after, orders = self.plan(operator.budget, operator.ledger, operator.pods)
+        if after != operator.ledger:
+            return ()
+        annotations = {which: seen.annotation for which, seen in enumerate(operator.pods) if seen is not None}
+        return tuple((which, told, annotations[which]) for which, told in orders)
+
+    def _stale(self, operator: OperatorState) -> OperatorState:
+        """It as somebody else has written: a write of its own ends in a conflict, which drops what agents have said."""
+        if not operator.fresh:
+            return operator
+        tells = set(self._tells(operator))
+        pods = operator.pods
+        if not self.scope.keeps_observations:
+            pods = tuple(seen._replace(answer=None) if seen is not None else None for seen in pods)
+            tells.update(self._tells(operator._replace(pods=pods)))
+        return OperatorState(pods=pods if self.scope.stale_pods else (), tells=tuple(sorted(tells)))
 
     # -- the real planning functions ---------------------------------------------------------------------------------
     def plan(
@@ -292,20 +282,42 @@ class Small:
             ghost_grace=GRACE,
         )
         after = plan.advance(world)
-        assert after.rebuilt is None, "nothing was lost in this world"
         orders = tuple(
             (int(pod.uid), (directive.rev, directive.grant.get("a", 0))) for pod, directive in plan.orders(world, after)
         )
-        result = (_ledger_state(after) if after is not world.ledger else ledger, orders)
+        following = _ledger_state(after) if after is not world.ledger else ledger
+        if after.rebuilt is not None:
+            following = LedgerState(revision=-1)  # whoever sees pods that are newer than its ledger takes it for lost
+        result = (following, orders)
         self._plans[key] = result
         return result
+
+
+def _tell(
+    state: State, number: int, tells: tuple[tuple[int, Told, Told], ...]
+) -> Iterator[tuple[str, State]]:
+    """Each order by itself, over the annotation that the operator has seen."""
+    operator = state.operators[number]
+    for which, told, was in tells:
+        pod = state.pods[which]
+        if pod.phase not in (RUNNING, TERMINATING) or pod.annotation != was:
+            continue
+        pods, view, operators = list(state.pods), list(operator.pods), list(state.operators)
+        pods[which] = pod._replace(annotation=told, messages=(*pod.messages, told))
+        if view and (seen := view[which]) is not None:
+            view[which] = seen._replace(annotation=told)
+        operators[number] = operator._replace(pods=tuple(view))
+        yield (
+            f"operator {number} tells pod {which} {told}",
+            state._replace(pods=tuple(pods), operators=tuple(operators)),
+        )
 
 
 def _see(pod: PodState) -> Seen | None:
     if pod.phase in (UNBORN, VANISHED, GONE):
         return None
     if pod.phase == ENDED:
-        return Seen(ENDED, pod.annotation, None)
+        return Seen(ENDED, NOTHING, None)
     return Seen(pod.phase, pod.annotation, (pod.applied[0], pod.loaded, max(pod.loaded, pod.over)))
 
 
@@ -367,3 +379,85 @@ def _pod(number: int, seen: Seen) -> Pod:
         ready_since=0.0,
         state=state,
     )
+
+
+# -- one state for all that behave the same --------------------------------------------------------------------------
+
+
+def canonical(state: State) -> State:
+    """Revisions by their order, operators in any order, messages that are ignored for ever left out."""
+    if any(pod.messages for pod in state.pods):
+        state = state._replace(pods=tuple(map(_without_dead_messages, state.pods)))
+    if any(operator.tells for operator in state.operators):
+        state = state._replace(operators=tuple(_without_dead_orders(state, each) for each in state.operators))
+    revisions = sorted(_revisions(state))
+    if revisions and revisions[-1] != len(revisions):
+        state = _renumbered(state, {0: 0} | {revision: n for n, revision in enumerate(revisions, 1)})
+    if len(state.operators) > 1:
+        state = state._replace(operators=tuple(sorted(state.operators, key=hash)))
+    return state
+
+
+def _without_dead_messages(pod: PodState) -> PodState:
+    applied = pod.applied[0]
+    return pod._replace(messages=tuple(sorted({told for told in pod.messages if told[0] > applied})))
+
+
+def _without_dead_orders(state: State, operator: OperatorState) -> OperatorState:
+    tells = tuple(
+        (which, told, was)
+        for which, told, was in operator.tells
+        if state.pods[which].annotation == was and state.pods[which].phase in (RUNNING, TERMINATING)
+    )
+    return operator._replace(tells=tells)
+
+
+def _revisions(state: State) -> set[int]:
+    found = {0, state.ledger.revision}
+    found.update(entry.revision for entry in state.ledger.entries)
+    for pod in state.pods:
+        found.update((pod.annotation[0], pod.applied[0], *(told[0] for told in pod.messages)))
+    for operator in state.operators:
+        found.add(operator.ledger.revision)
+        found.update(entry.revision for entry in operator.ledger.entries)
+        for seen in operator.pods:
+            if seen is not None:
+                found.add(seen.annotation[0])
+                found.add(seen.answer[0] if seen.answer is not None else 0)
+        for _, order, was in operator.tells:
+            found.update((order[0], was[0]))
+    found.discard(0)
+    return found
+
+
+def _renumbered(state: State, new: dict[int, int]) -> State:
+    def told(one: Told) -> Told:
+        return (new[one[0]], one[1])
+
+    def ledger(one: LedgerState) -> LedgerState:
+        entries = tuple(entry._replace(revision=new[entry.revision]) for entry in one.entries)
+        return LedgerState(new[one.revision], entries, one.resting)
+
+    def seen(one: Seen | None) -> Seen | None:
+        if one is None:
+            return None
+        answer = None if one.answer is None else (new[one.answer[0]], one.answer[1], one.answer[2])
+        return Seen(one.phase, told(one.annotation), answer)
+
+    pods = tuple(
+        pod._replace(
+            annotation=told(pod.annotation),
+            messages=tuple(map(told, pod.messages)),
+            applied=told(pod.applied),
+        )
+        for pod in state.pods
+    )
+    operators = tuple(
+        operator._replace(
+            ledger=ledger(operator.ledger),
+            pods=tuple(map(seen, operator.pods)),
+            tells=tuple((which, told(order), told(was)) for which, order, was in operator.tells),
+        )
+        for operator in state.operators
+    )
+    return state._replace(ledger=ledger(state.ledger), pods=pods, operators=operators)

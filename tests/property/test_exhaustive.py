@@ -3,72 +3,58 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import pytest
-
-from tests.property.small_world import GONE, ENDED, LedgerState, PodState, Scope, Seen, Small, State, Told
+from tests.property.small_world import Scope, Small, State, canonical
 
 
 @dataclass
 class Search:
     """What came of one."""
 
-    states: int
-    depth: int
-    exhausted: bool
+    states: int = 0
+    depth: int = 0
+    exhausted: bool = False
     broken: str = ""
-    path: tuple[str, ...] = ()
+    path: list[str] = field(default_factory=list)
 
 
-def canonical(state: State) -> State:
-    """The representative of all states that behave the same: revisions by their order, dead messages dropped."""
-    pods = []
-    for pod in state.pods:
-        if pod.posts or pod.file[0]:
-            least = pod.applied[0]
-            file = pod.file if pod.file[0] > least else (0, 0)
-            pod = pod._replace(file=file, posts=tuple(sorted({post for post in pod.posts if post[0] > least})))
-        pods.append(pod)
-    state = state._replace(pods=tuple(pods))
-    numbers = {0: 0}
-    for revision in sorted(_revisions(state)):
-        numbers.setdefault(revision, len(numbers))
+def search(scope: Scope, most: int) -> Search:
+    """Look at every state that can be reached, `most` of them at most; stop where the promise is broken."""
+    world, result = Small(scope), Search()
+    start = canonical(world.start())
+    parents: dict[int, int] = {hash(start): 0}
+    level = [start]
+    while level:
+        below: list[State] = []
+        for state in level:
+            for _, after in world.after(state):
+                after = canonical(after)
+                key = hash(after)
+                if key in parents:
+                    continue
+                parents[key] = hash(state)
+                if broken := world.broken(after):
+                    result.broken, result.states = broken, len(parents)
+                    result.path = _path(world, start, parents, key)
+                    return result
+                below.append(after)
+                if len(parents) >= most:
+                    result.states = len(parents)
+                    return result
+        result.depth += bool(below)
+        level = below
+    result.states, result.exhausted = len(parents), True
+    return result
 
-    def told(one: Told) -> Told:
-        return (numbers[one[0]], one[1])
 
-    def ledger(one: LedgerState) -> LedgerState:
-        entries = tuple(entry._replace(revision=numbers[entry.revision]) for entry in one.entries)
-        return LedgerState(numbers[one.revision], entries, one.resting)
-
-    def seen(one: Seen | None) -> Seen | None:
-        if one is None:
-            return None
-        answer = None if one.answer is None else (numbers[one.answer[0]], *one.answer[1:])
-        return Seen(one.phase, told(one.annotation), answer)
-
-    return State(
-        state.budget,
-        ledger(state.ledger),
-        tuple(
-            PodState(p.phase, told(p.annotation), told(p.file), tuple(map(told, p.posts)), told(p.applied), p.loaded, p.over)
-            for p in state.pods
-        ),
-        tuple(
-            sorted(
-                (
-                    o._replace(
-                        ledger=ledger(o.ledger),
-                        pods=tuple(map(seen, o.pods)),
-                        pending=tuple((which, told(new), told(was)) for which, new, was in o.pending),
-                    )
-                    for o in state.operators
-                ),
-                key=repr,
-            )
-        ),
-        state.lingering,
-        state.ceiling,
-        state.budgets,
-    )
+def _path(world: Small, start: State, parents: dict[int, int], key: int) -> list[str]:
+    """The events that led there."""
+    keys = [key]
+    while keys[-1] != hash(start):
+        keys.append(parents[keys[-1]])
+    path, state = [], start
+    for wanted in reversed(keys[:-1]):
+        label, state = next((n, c) for n, s in world.after(state) if hash(c := canonical(s)) == wanted)
+        path.append(label)
+    return path

@@ -37,7 +37,8 @@ def of_pool(name: str, pool: str = "shop", version: int = 1, **metadata: Any) ->
 class House:
     def __init__(self) -> None:
         self.store, self.queue = Store(), KeyedQueue[Key]()
-        self.observer = Observer(self.store, self.queue, Agents(self.store))
+        self.agents = Agents(self.store)
+        self.observer = Observer(self.store, self.queue, self.agents)
         self.observer.seen(
             POOL, body("shop", spec={"serverRef": {"name": "db"}, "users": [{"secretRef": {"name": "app"}}]})
         )
@@ -60,6 +61,22 @@ class House:
 @pytest.fixture
 def house() -> House:
     return House()
+
+
+async def test_a_standby_takes_in_what_happens_and_looks_at_everything_once_it_leads(house: House) -> None:
+    """The last words of a pod that ends while nobody leads are remembered; no agent is asked and nothing looked at."""
+    house.observer.leading = False
+    status = {"podIP": "10.0.0.7", "containerStatuses": [{"name": "pgbouncer", "state": {"terminated": {}}}]}
+    assert house.after(POD, {**of_pool("p"), "status": status}) == set()
+    assert house.observer.gone(POD, {**of_pool("p", version=2), "status": status})
+    house.observer.seen(POD, {**of_pool("q"), "status": {"podIP": "10.0.0.8"}})
+    house.observer.agent_changed("demo", "shop", "uid-q")
+    assert house.keys() == set() and not len(house.agents)
+    house.observer.lead()
+    assert len(house.agents) == 1
+    assert house.keys() == {"pgpools/shop", "pgpools/inline", "pgservers/db"}
+    assert [body["metadata"]["uid"] for body in house.store.deleted_pods("demo", "shop")] == ["uid-p"]
+    house.agents.drop("uid-q")
 
 
 BOTH = {"pgpools/shop", "pgservers/db"}

@@ -150,6 +150,23 @@ async def test_a_released_lease_is_free_at_once(api: Api, clock: Clock) -> None:
     assert await two._attempt()
 
 
+async def test_a_lease_whose_renewal_was_cut_off_is_released_too(api: Api, clock: Clock) -> None:
+    """The process ends while a renewal is under way: the API server took it, and nobody heard the answer."""
+    one = elector(api, clock, "one")
+    await one._attempt()
+    api._store({"metadata": {}, "spec": {**api.spec, "renewTime": "later"}})
+    await one.release()
+    assert api.spec["holderIdentity"] == ""
+
+
+async def test_a_lease_that_is_anothers_by_now_is_left_alone(api: Api, clock: Clock) -> None:
+    one = elector(api, clock, "one")
+    await one._attempt()
+    api._store({"metadata": {}, "spec": {**api.spec, "holderIdentity": "two"}})
+    await one.release()
+    assert api.spec["holderIdentity"] == "two"
+
+
 async def test_of_two_that_race_for_a_free_lease_one_wins(api: Api, clock: Clock) -> None:
     one, two = elector(api, clock, "one"), elector(api, clock, "two")
     lost: list[bool] = []

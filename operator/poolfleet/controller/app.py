@@ -136,7 +136,7 @@ class Operator:
         self.observer.relisted = self.resync.soon
         self.recorder = Recorder(self.kube, identity)
         self.watching = asyncio.Event()
-        """Set when this process leads and every kind is watched."""
+        """Set when every kind is watched, also while another process leads."""
         self.port = 0
         """Port of the health server while it runs."""
 
@@ -160,17 +160,23 @@ class Operator:
                     group.create_task(metrics.measure_lag(), name="lag")
                     group.create_task(self._stop(stopping, workers), name="stop")
                     await self._await_api()
+                    self.observer.leading = False
                     group.create_task(self.elector.run(), name="elector")
-                    await self.elector.acquired.wait()
-                    context = self._context()
                     await self.resync.initial()
-                    logger.info("everything is listed; %d keys to look at", self.queue.depth)
-                    workers += [group.create_task(self._work(context)) for _ in range(self._config.workers)]
-                    group.create_task(self.secrets.run(), name="secrets")
+                    logger.info("everything is listed")
                     group.create_task(self.resync.run(), name="resync")
-                    await watch(
+                    watching = watch(
                         self.observer, self.kube, self.watches, self._config.namespaces, kopf_started, self.watching
                     )
+                    group.create_task(watching, name="watches")
+                    # A standby watches too: the last words of pods that end while nobody leads are said only once.
+                    await self.elector.acquired.wait()
+                    await self.watching.wait()
+                    context = self._context()
+                    self.observer.lead()
+                    logger.info("leading; %d keys to look at", self.queue.depth)
+                    workers += [group.create_task(self._work(context)) for _ in range(self._config.workers)]
+                    group.create_task(self.secrets.run(), name="secrets")
             except* _Stopped:
                 logger.info("stopped")
             finally:

@@ -219,7 +219,8 @@ class Discoveries:
             return None, PROXY
         known.matched = known.matched or bool(pids)
         # in both readings with the same start, and known to no agent at either time
-        return sorting.sort(at, second, roles, strangers & sorting.unknown(second, roles, pids)), ""
+        orphans = strangers & sorting.unknown(second, roles, pids)
+        return sorting.sort(at, second, roles, orphans, quiet=not sorting.unknown(strangers, roles, pids)), ""
 
     async def _backends(self, known: _Known) -> list[Backend] | None:
         return await self._within(known, known.admin.run(reading.read))

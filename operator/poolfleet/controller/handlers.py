@@ -90,6 +90,15 @@ class Observer:
         self._kinds = {watch.kind for watch in WATCHES}
         self.relisted: Callable[[Kind], None] = lambda kind: None
         """Told when kopf has listed a kind (anew): what vanished before the list is not in it."""
+        self.leading = True
+        """A process that does not lead takes in what happens, so that it will know which pods have ended meanwhile;
+        it asks no agent and looks at nothing until `lead`."""
+
+    def lead(self) -> None:
+        """From now on look at what changes, and at everything there is."""
+        self.leading = True
+        self._agents.follow(self._store.list(POD.plural))
+        self.everything()
 
     def seen(self, kind: Kind, body: Mapping[str, Any], priority: int = URGENT) -> bool:
         """An object as it is now; whether it was news."""
@@ -97,7 +106,7 @@ class Observer:
         before = self._store.get(kind.plural, str(metadata.get("namespace", "")), str(metadata["name"]))
         if kind not in self._kinds or not self._store.put(kind.plural, body):
             return False
-        if kind == POD:
+        if kind == POD and self.leading:
             self._agents.follow([body])
         self._enqueue(kind, body, priority)
         self._enqueue_neighbours(kind, before, body)
@@ -120,23 +129,23 @@ class Observer:
 
     def secret_changed(self, namespace: str, name: str) -> None:
         """A Secret that a user owns is not what it was: look at everything whose spec names it."""
-        for key in self._users_of(namespace, name):
-            self._queue.add(key)
+        self._add(self._users_of(namespace, name))
 
     def agent_changed(self, namespace: str, pool: str, pod_uid: str) -> None:
         """An agent has told something new."""
-        for key in self._pool_and_server(namespace, pool, self._store.by_uid(POD.plural, pod_uid)):
-            self._queue.add(key)
+        self._add(self._pool_and_server(namespace, pool, self._store.by_uid(POD.plural, pod_uid)))
+
+    def _add(self, keys: Iterable[Key], priority: int = URGENT) -> None:
+        for key in keys if self.leading else ():
+            self._queue.add(key, 0.0, priority)
 
     def everything(self) -> None:
         """Look at all PgPools and PgServers, without hurry."""
         for kind in (SERVER, POOL):
-            for body in self._store.list(kind.plural):
-                self._queue.add(Key(kind.plural, body["metadata"]["namespace"], body["metadata"]["name"]), 0.0, ROUTINE)
+            self._add((_key(kind, body) for body in self._store.list(kind.plural)), ROUTINE)
 
     def _enqueue(self, kind: Kind, body: Mapping[str, Any], priority: int) -> None:
-        for key in self.affected(kind, body):
-            self._queue.add(key, 0.0, priority)
+        self._add(self.affected(kind, body), priority)
 
     def _enqueue_neighbours(
         self, kind: Kind, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
@@ -152,10 +161,6 @@ class Observer:
             for body in (before, after):
                 if body is not None:
                     self._add(_key(SERVER, other) for other in self._store.same_server(dict(body)))
-
-    def _add(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            self._queue.add(key)
 
     def affected(self, kind: Kind, body: Mapping[str, Any]) -> set[Key]:
         """What has to be looked at because of this object."""

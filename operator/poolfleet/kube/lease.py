@@ -95,6 +95,13 @@ class Elector:
         if self._renewed_at is None or self._observed is None:
             return
         self._renewed_at = None
+        try:
+            await self._look(REQUEST_TIMEOUT)  # a renewal may have been cut off after it was taken
+        except ApiError as error:
+            logger.warning("the Lease could not be released and runs out by itself: %s", error)
+            return
+        if self.holder != self._identity:
+            return
         spec = {**_spec(self._observed), "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": self._now()}
         try:
             await self._kube.replace(self._lease(spec), timeout=REQUEST_TIMEOUT)

@@ -53,7 +53,7 @@ def sort(
     quiet: bool = False,
 ) -> Sessions:
     """The newest reading, sorted by who accounts for the sessions. `at`: when the reading began; `unaccounted`: what
-    was `unknown` in this reading and in one before it; `quiet`: nothing was, not even once."""
+    was `unknown` in this reading and in one before it; `quiet`: whatever was unknown at first an agent knew later."""
     mine = of_pools(backends, roles)
     others = sum(1 for backend in backends if backend not in mine and not backend.operators)
     orphans = dict(Counter(backend.role for backend in unaccounted))
