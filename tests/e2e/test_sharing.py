@@ -221,12 +221,12 @@ def fleet(place: Place) -> Iterator["Fleet"]:
     for pool, weight in ((place.a, 1), (place.b, 3)):
         pool.patch(replicas=3, share={"weight": weight, "min": None, "max": None})
     kit.await_until(lambda: three_are_ready(place.a) and three_are_ready(place.b), 60, "six pods ready")
-    pods = ips_of(place).values()
+    addresses = [*place.a.ips().values(), *place.b.ips().values()]
     with contextlib.ExitStack() as stack:
         steps = stack.enter_context(Steps(place.kubectl, place.postgres.namespace, SERVER))
         sessions = stack.enter_context(Sessions(place.postgres, interval=0.025))
-        load = [Pgbench(place.postgres, place.through(place.a, ip), clients=10, milliseconds=10) for ip in pods]
-        yield Fleet(place, steps, sessions, [stack.enter_context(each) for each in load])
+        load = [Pgbench(place.postgres, place.through(place.a, ip), clients=10, milliseconds=10) for ip in addresses]
+        yield Fleet(place, addresses, steps, sessions, [stack.enter_context(each) for each in load])
 
 
 def three_are_ready(pool: kit.Pool) -> bool:
@@ -259,6 +259,7 @@ class Fleet:
     """The two pools, watched."""
 
     place: Place
+    addresses: list[str]  # of the six pods
     steps: Steps
     sessions: Sessions
     load: list[Pgbench]
@@ -270,18 +271,16 @@ class Fleet:
     def redivide(self, weights: tuple[int, int]) -> Move:
         """Give the pools other weights; wait until that is in force, and in use."""
         shares = [BUDGET * weight // sum(weights) - RESERVE for weight in weights]
-        first, addresses = len(self.steps.all) - 1, ips_of(self.place)
-        before = {ip: self.sessions.now(ip) for ip in addresses.values()}
-        begun = time.time()
+        first, begun = len(self.steps.all) - 1, time.time()
+        before = {ip: self.sessions.now(ip) for ip in self.addresses}
         for pool, weight in zip((self.place.a, self.place.b), weights, strict=True):
-            if (pool.get()["spec"]["share"].get("weight") or 1) != weight:
-                self.place.share(pool, weight=weight)
+            self.place.share(pool, weight=weight)
 
         def in_use() -> bool:
             step = self.steps.last
             if step.bounds != step.grants or [of_pool(step, name) for name in ("a", "b")] != shares:
                 return False
-            return sum(self.sessions.now(ip) for ip in addresses.values()) == sum(shares)
+            return sum(self.sessions.now(ip) for ip in self.addresses) == sum(shares)
 
         kit.await_until(in_use, 30, f"{shares} connections in use", interval=0.02)
         steps = self.steps.all[first:]
@@ -296,11 +295,6 @@ class Fleet:
         """So many times, to and fro: a connection or two, and now and then half of the budget."""
         weights = itertools.cycle([(3, 1), (1, 1), (11, 13), (13, 11), (7, 5)])
         return [self.redivide(next(weights)) for _ in range(times)]
-
-
-def ips_of(place: Place) -> dict[str, str]:
-    """IP of each pod of both pools, by its name."""
-    return {**place.a.ips(), **place.b.ips()}
 
 
 def of_pool(step: Step, pool: str) -> int:

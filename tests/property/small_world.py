@@ -7,8 +7,8 @@ are one state. What is left out against ledger_model.py, and why nothing is lost
 * What a pod holds below its limit does not matter to the promise, for it may open the rest at any moment. `over` is
   what it holds above a limit that was lowered.
 * Revisions are numbered anew: only their order counts.
-* Both lanes are one: whatever a pod was told may reach it at any later time, in any order; what its agent would ignore
-  for ever is gone. (The kubelet's file, the POST, and an agent that restarts are all less than that.)
+* Both lanes are one: the newest directive may reach a pod at any time, and so may one older one, whichever (what a late
+  kubelet's file or a late POST says, and an agent that restarts reads). What its agent would ignore for ever is gone.
 * An operator that sees an older PgServer can write nothing; all that matters of it is whom it may still tell what.
 * An operator that dies is one that looks anew; one that hangs is one that looks no more, writes and tells late.
 """
@@ -302,15 +302,17 @@ def _tell(
         pod = state.pods[which]
         if pod.phase not in (RUNNING, TERMINATING) or pod.annotation != was:
             continue
-        pods, view, operators = list(state.pods), list(operator.pods), list(state.operators)
-        pods[which] = pod._replace(annotation=told, messages=(*pod.messages, told))
+        view, operators = list(operator.pods), list(state.operators)
         if view and (seen := view[which]) is not None:
             view[which] = seen._replace(annotation=told)
         operators[number] = operator._replace(pods=tuple(view))
-        yield (
-            f"operator {number} tells pod {which} {told}",
-            state._replace(pods=tuple(pods), operators=tuple(operators)),
-        )
+        for late in pod.messages or (NOTHING,):
+            pods = list(state.pods)
+            pods[which] = pod._replace(annotation=told, messages=(late, told))
+            yield (
+                f"operator {number} tells pod {which} {told}",
+                state._replace(pods=tuple(pods), operators=tuple(operators)),
+            )
 
 
 def _see(pod: PodState) -> Seen | None:

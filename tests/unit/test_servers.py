@@ -233,6 +233,20 @@ async def test_a_pod_on_a_node_that_is_off_is_gone(house: House, node: Body | No
     assert house.status()["ghosts"] == ghosts
 
 
+async def test_a_pod_object_that_stays_behind_on_a_node_that_is_off_is_no_lost_ledger(house: House) -> None:
+    """It was granted something and has no entry any more; only the taint tells it from a pod that was forgotten."""
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    [(_, text)] = [told for what, told in house.kube.calls if what == "annotation"]
+    left = pod_body("a", deleting=True)
+    left["metadata"] |= {"resourceVersion": "6", "annotations": {names.SERVER_UID: "uid-server", names.DIRECTIVE: text}}
+    house.store.put(POD.plural, left)
+    house.kube.nodes = {"node-1": {"spec": {"taints": [{"key": OUT_OF_SERVICE}]}}}
+    for _ in range(3):
+        await house.step()
+    assert (house.status()["granted"], house.status()["ledger"]["revision"]) == (0, 1)
+
+
 async def test_without_the_right_to_read_nodes_nothing_is_concluded(house: House) -> None:
     house.store.put(POD.plural, pod_body("a"))
     await house.step()

@@ -231,17 +231,12 @@ def _vanished(ledger: Ledger, pods: Iterable[Pod]) -> set[str]:
 
 
 async def _off(context: Context, ledger: Ledger, pods: Iterable[Pod]) -> frozenset[str]:
-    """UIDs of pods in the ledger whose Node is known to be off: of those that vanished, or end without a word."""
-    shown = {pod.uid: pod for pod in pods}
-    off = set()
-    for uid in {entry.pod for entry in ledger.entries}:
-        pod = shown.get(uid)
-        if pod is not None and (not pod.terminating or pod.ended or pod.state is not None):
-            continue
-        node = pod.node if pod is not None else (context.store.last_seen(uid) or {}).get("spec", {}).get("nodeName")
-        if node and await context.nodes.off(node):
-            off.add(uid)
-    return frozenset(off)
+    """UIDs of pods whose Node is known to be off: of those in the ledger that vanished, and of those that end without
+    a word."""
+    nodes = {pod.uid: pod.node for pod in pods if pod.terminating and not pod.ended and pod.state is None}
+    for uid in _vanished(ledger, pods):
+        nodes[uid] = (context.store.last_seen(uid) or {}).get("spec", {}).get("nodeName") or ""
+    return frozenset({uid for uid, node in nodes.items() if node and await context.nodes.off(node)})
 
 
 def live(context: Context, what: str, old: int | None, new: int | None) -> int | None:
