@@ -7,7 +7,7 @@ import pytest
 from poolfleet.api import names
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Key
-from poolfleet.controller.handlers import WATCHES, Observer, server_of, settings, watches
+from poolfleet.controller.handlers import STATUS_DELAY, WATCHES, Observer, server_of, settings, watches
 from poolfleet.controller.queue import KeyedQueue
 from poolfleet.controller.store import Store
 from poolfleet.kube.kinds import (
@@ -36,7 +36,8 @@ def of_pool(name: str, pool: str = "shop", version: int = 1, **metadata: Any) ->
 
 class House:
     def __init__(self) -> None:
-        self.store, self.queue = Store(), KeyedQueue[Key]()
+        self.now = 0.0
+        self.store, self.queue = Store(), KeyedQueue[Key](lambda: self.now)
         self.agents = Agents(self.store)
         self.observer = Observer(self.store, self.queue, self.agents)
         self.observer.seen(
@@ -150,9 +151,11 @@ def test_everything(house: House) -> None:
     assert house.keys() == {"pgpools/shop", "pgpools/inline", "pgservers/db"}
 
 
-def test_an_agents_news_lead_to_pool_and_server(house: House) -> None:
+def test_an_agents_news_lead_to_the_server_at_once_and_to_the_pool_soon(house: House) -> None:
     house.observer.agent_changed("demo", "shop", "unknown")
-    assert house.keys() == BOTH
+    assert house.keys() == {"pgservers/db"}
+    house.now += STATUS_DELAY
+    assert house.keys() == {"pgpools/shop"}
 
 
 def test_the_server_of_a_pool() -> None:

@@ -39,6 +39,9 @@ from poolfleet.plan.tenancy import server_name
 MANAGED: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 WATCH_LABEL: Final = f"{names.LABEL_WATCH}=true"
 
+STATUS_DELAY: Final = 0.25
+"""Seconds in which what agents say of a pool is gathered, so that its status does not hold up anybody's grant."""
+
 Login = Callable[..., Awaitable[kopf.AiohttpSession]]
 
 
@@ -132,12 +135,13 @@ class Observer:
         self._add(self._users_of(namespace, name))
 
     def agent_changed(self, namespace: str, pool: str, pod_uid: str) -> None:
-        """An agent has told something new."""
-        self._add(self._pool_and_server(namespace, pool, self._store.by_uid(POD.plural, pod_uid)))
+        """An agent has told something new. The ledger is looked at at once; of the pool it is only the status."""
+        for key in self._pool_and_server(namespace, pool, self._store.by_uid(POD.plural, pod_uid)):
+            self._add([key], delay=STATUS_DELAY if key.plural == POOL.plural else 0.0)
 
-    def _add(self, keys: Iterable[Key], priority: int = URGENT) -> None:
+    def _add(self, keys: Iterable[Key], priority: int = URGENT, delay: float = 0.0) -> None:
         for key in keys if self.leading else ():
-            self._queue.add(key, 0.0, priority)
+            self._queue.add(key, delay, priority)
 
     def everything(self) -> None:
         """Look at all PgPools and PgServers, without hurry."""

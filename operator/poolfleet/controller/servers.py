@@ -1,12 +1,13 @@
 """The server reconciler: it alone writes the ledger and tells the pods. Observe, plan, write, tell."""
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from poolfleet.api import names
-from poolfleet.api.wire import sign
+from poolfleet.api.wire import Directive, sign
 from poolfleet.controller import metrics
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.metrics import PoolNumbers, ServerNumbers
@@ -160,20 +161,28 @@ def _measure(key: Key, view: ServerView, after: Ledger) -> None:
 
 
 async def _tell(context: Context, key: Key, world: World, after: Ledger) -> None:
-    """Write the directives that are due, each only over the value that was seen; then send them the fast way too."""
-    for pod, directive in ledger.orders(world, after):
-        mac_key = config_key(context, pod.namespace, pod.pool.partition("/")[2])
-        if mac_key is None:
-            continue  # the pool reconciler will write it, and its watch event brings us back
-        text = sign(directive.to_message(), mac_key)
-        try:
-            await context.kube.json_patch(POD, pod.namespace, pod.name, _patch(pod, text), manager=names.FIELD_MANAGER)
-        except (Conflict, NotFound, Invalid) as error:
-            where = {"pod": pod.name, "namespace": pod.namespace, "error": str(error)}
-            logger.info("Directive not written", extra=where)
-            context.queue.add(key, delay=0.2)
-            continue
-        context.agents.tell(pod.uid, text)
+    """Write the directives that are due, each only over the value that was seen; then send them the fast way too. All
+    pods at once: nobody waits for another one's request."""
+    due = ledger.orders(world, after)
+    results = await asyncio.gather(*(_tell_one(context, key, pod, directive) for pod, directive in due))
+    if not all(results):
+        context.queue.add(key, delay=0.2)
+
+
+async def _tell_one(context: Context, key: Key, pod: Pod, directive: Directive) -> bool:
+    """Tell one pod; False if its annotation could not be written over what was seen."""
+    mac_key = config_key(context, pod.namespace, pod.pool.partition("/")[2])
+    if mac_key is None:
+        return True  # the pool reconciler will write it, and its watch event brings us back
+    text = sign(directive.to_message(), mac_key)
+    try:
+        await context.kube.json_patch(POD, pod.namespace, pod.name, _patch(pod, text), manager=names.FIELD_MANAGER)
+    except (Conflict, NotFound, Invalid) as error:
+        where = {"pod": pod.name, "namespace": pod.namespace, "server": key.name, "error": str(error)}
+        logger.info("Directive not written", extra=where)
+        return False
+    context.agents.tell(pod.uid, text)
+    return True
 
 
 def _patch(pod: Pod, text: str) -> list[dict[str, Any]]:
