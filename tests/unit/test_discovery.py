@@ -98,6 +98,13 @@ def test_caps_divide_a_limit_between_those_that_share_it() -> None:
     assert caps(None, databases) == {}
 
 
+def test_a_limit_that_the_whole_budget_fits_into_holds_nobody_back() -> None:
+    known = Discovery(Limits(100), 0.0, role_limits={"app": 60})
+    databases = {("ns/a", "d"): ("d", {"app"}), ("ns/b", "d"): ("d", {"app"})}
+    assert caps(known, databases, budget=60) == {}
+    assert caps(known, databases, budget=61) == {("ns/a", "d"): 30, ("ns/b", "d"): 30}
+
+
 @pytest.mark.parametrize(
     "known",
     [

@@ -234,7 +234,7 @@ async def test_a_login_is_waited_for_and_timed_on_every_host(capsys: pytest.Capt
         since = time.time() - 100
         options = login.parse([*where, "--host", "localhost", "--since", str(since), "--timeout", "110"])
         run = asyncio.create_task(login.login(options))
-        while server.refused < 4:  # both hosts have been tried twice
+        while server.refused < 4:  # noqa: ASYNC110 - both hosts have been tried twice then
             await asyncio.sleep(0.01)
         assert not run.done()
         server.room = 1000

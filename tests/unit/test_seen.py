@@ -63,10 +63,10 @@ def test_limits_of_the_databases_on_the_server() -> None:
     )
     wish = PoolWish("demo/shop", "u", 0.0, {"shop": 1, "shop_session": 1}, "", roles={"shop": frozenset({"app"})})
     known = Discovery(Limits(100), 0.0, database_limits={"main": 20, "shop": 3}, role_limits={"app": 7})
-    assert with_caps([wish], [body], known, ())[0].caps == {"shop": 7, "shop_session": 10}
-    assert with_caps([wish], [body], known, {"app": 7})[0].caps == {"shop": 10, "shop_session": 10}
-    assert with_caps([wish], [], replace(known, role_limits={}), ())[0].caps == {"shop": 3}
-    assert with_caps([wish], [body], None, ())[0].caps == {}
+    assert with_caps([wish], [body], known, (), None)[0].caps == {"shop": 7, "shop_session": 10}
+    assert with_caps([wish], [body], known, {"app": 7}, None)[0].caps == {"shop": 10, "shop_session": 10}
+    assert with_caps([wish], [], replace(known, role_limits={}), (), None)[0].caps == {"shop": 3}
+    assert with_caps([wish], [body], None, (), None)[0].caps == {}
 
 
 def test_a_ghost_is_kept_as_long_as_the_longest_drain_and_a_minute() -> None:

@@ -105,3 +105,13 @@ def test_a_draining_pod_is_cut_to_what_its_clients_can_use() -> None:
 def test_a_silent_pod_keeps_what_it_has_and_is_not_raised() -> None:
     silent = replace(pod("p"), state=None)
     assert targets(world(silent, pod("q"), budget=41)) == {"p": 10, "q": 30}
+
+
+def test_what_a_pod_that_does_not_come_up_cannot_use_serves_the_others() -> None:
+    """Its share is in its directive all the same: with half of it it will be ready."""
+    silent = replace(pod("p"), state=None)
+    hungry = pod("q", "ns/b", seen("q", peak=30, demand=90, waited=True))
+    w = world(silent, hungry, budget=60, wishes=(replace(A, replicas=1), replace(B, replicas=1)))
+    division = divide_budget(w, w.ledger)
+    assert (division.targets["p", "d"], division.fair["p", "d"]) == (10, 29)
+    assert division.targets["q", "d"] == 60 - 10 - 2

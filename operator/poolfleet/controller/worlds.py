@@ -83,7 +83,7 @@ async def observe(context: Context, key: Key, body: Body) -> tuple[ServerView, f
         budget=0 if rivals.elder is not None else budget.total if budget else None,
         ledger=ledger,
         pods=pods,
-        wishes=with_caps(wishes, pools, discovery, role_limits.read(status)),
+        wishes=with_caps(wishes, pools, discovery, role_limits.read(status), budget.total if budget else None),
         now=now,
         leader_since=context.leader_since,
         ghost_grace=ghost_grace(pools),

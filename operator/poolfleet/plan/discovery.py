@@ -125,17 +125,20 @@ def caps(
     discovery: Discovery | None,
     databases: Mapping[tuple[str, str], tuple[str, Collection[str]]],
     ours: Collection[str] = (),
+    budget: int | None = None,
 ) -> dict[tuple[str, str], int]:
     """Most connections that PostgreSQL itself would let each of the pools' databases have, where it says so.
 
     `databases`: (pool, database) -> (its database on the server, the roles that its connections log in as); `ours`:
-    roles whose limit the operator has set, which says nothing new. A limit is divided evenly, at least 1 each, between
+    roles whose limit the operator has set, which says nothing new. A limit that is no smaller than `budget` binds
+    nobody: all pools together have no more than that. A smaller one is divided evenly, at least 1 each, between
     the databases that share it; of several the smallest counts: any of the roles may hold all of the connections.
     """
     if discovery is None:
         return {}
     limits = {("database", name): limit for name, limit in discovery.database_limits.items()}
     limits |= {("role", name): limit for name, limit in discovery.role_limits.items() if name not in ours}
+    limits = {name: limit for name, limit in limits.items() if budget is None or limit < budget}
     bound_by = {
         key: [name for name in (("database", dbname), *(("role", role) for role in roles)) if name in limits]
         for key, (dbname, roles) in databases.items()

@@ -87,7 +87,7 @@ def facts(seen: Seen, now: float) -> Facts:
         budget=0 if shared else total,
         ledger=ledger,
         pods=(*(pod_of(body, None, None) for body in seen.pods), *_stand_ins(seen, ledger)),
-        wishes=with_caps(found, seen.pools, discovery, ours),
+        wishes=with_caps(found, seen.pools, discovery, ours, total),
         now=now,
         ghost_grace=ghost_grace(seen.pools),
         foreign=_foreign(seen, ledger, total, unaccounted) + unaccounted,

@@ -71,11 +71,16 @@ def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
 
 
 def with_caps(
-    wishes: Iterable[PoolWish], pools: Iterable[Body], discovery: Discovery | None, ours: Collection[str]
+    wishes: Iterable[PoolWish],
+    pools: Iterable[Body],
+    discovery: Discovery | None,
+    ours: Collection[str],
+    budget: int | None,
 ) -> tuple[PoolWish, ...]:
     """The wishes, with what PostgreSQL's own limits of databases and roles leave of them.
 
-    `pools` are the PgPools, at least those of `wishes`; `ours` the roles whose limit the operator has set.
+    `pools` are the PgPools, at least those of `wishes`; `ours` the roles whose limit the operator has set,
+    `budget` what all pools have together.
     """
     wishes = tuple(wishes)
     specs = {f"{pool['metadata']['namespace']}/{pool['metadata']['name']}": pool["spec"] for pool in pools}
@@ -85,7 +90,7 @@ def with_caps(
         named = {database["name"]: database.get("serverDatabase") or database["name"] for database in listed}
         for name in wish.databases:
             served[wish.pool, name] = (named.get(name, name), wish.roles.get(name, frozenset()))
-    caps = discoveries.caps(discovery, served, ours=ours)
+    caps = discoveries.caps(discovery, served, ours, budget)
     return tuple(
         replace(wish, caps={name: caps[wish.pool, name] for name in wish.databases if (wish.pool, name) in caps})
         for wish in wishes

@@ -45,6 +45,7 @@ def divide_budget(world: World, ledger: Ledger) -> Division:
     shares = {wish.pool: share for wish, share in zip(served, water_fill(total, claims), strict=True)}
 
     needs: dict[Key, int] = {}
+    entitled: dict[Key, int] = {}  # what a pod that has not answered shall reach when it does
     others: dict[str, int] = {}
     demands = []
     for wish in served:
@@ -55,7 +56,12 @@ def divide_budget(world: World, ledger: Ledger) -> Division:
         for pod in staying:
             for name in wish.databases:
                 key = (pod.uid, name)
-                needs[key] = need(world, pod, name, entries.get(key), fair[key])
+                if world.answers(pod):
+                    needs[key] = need(world, pod, name, entries.get(key), fair[key])
+                else:
+                    # Not raised before it answers: what it cannot use meanwhile is for the others, not for nobody.
+                    needs[key] = entries[key].grant if key in entries else 1
+                    entitled[key] = fair[key]
         # Without pods the share is lent out whole but for what is sure, which is enough to start some.
         need_of_pool = sum(needs[key] for key in fair) + wish.reserve + others[pool]
         demands.append(Demand(shares[pool], need_of_pool, sure[pool], _most(wish, sure[pool]), weight=wish.weight))
@@ -73,6 +79,7 @@ def divide_budget(world: World, ledger: Ledger) -> Division:
             continue
         left = allotted[wish.pool] - wish.reserve - others[wish.pool]
         fair = divide(left, [pod.uid for pod in staying], wish, needs)
+        fair |= {key: share for key, share in entitled.items() if key in fair}
         fair_shares.update(fair)
         # A pod whose agent has not answered is not raised: one that never comes up holds nobody's connections. But it
         # keeps what it has of its share: a new leader has not heard of any pod yet.
