@@ -17,7 +17,10 @@ from tests.e2e.pools import Pool
 from tests.e2e.verdict import Budget
 from tests.e2e.watching import Step, Steps
 
-BUDGETS = {60: 35, 30: 65}  # budget -> headroom, of max_connections=100: 3 are the superuser's, 2 the operator's
+BUDGETS = (60, 30)
+USABLE = 97  # of max_connections=100: 3 are the superuser's
+OWN = 2  # the operator's own connections, if it has an admin Secret
+ADMIN_SECRET = {"name": "postgres-admin"}
 REPLICAS = (1, 6)
 CLIENTS = {"one": 120, "two": 40, "three": 40}  # far more than connections
 LOADS = {  # in transaction mode clients stay for a while; in session mode a session is over soon
@@ -117,8 +120,17 @@ class Chaos:
     """Three pools on one server, the clients of each, and all that is done to them."""
 
     def __init__(
-        self, pools: list[Pool], server: tuple[str, str], clients: Clients, login: Login, mode: str, seed: int
+        self,
+        pools: list[Pool],
+        server: tuple[str, str],
+        clients: Clients,
+        login: Login,
+        mode: str,
+        seed: int,
+        looks: bool,
     ) -> None:
+        """`looks`: whether the operator has an admin Secret, and so looks at PostgreSQL itself."""
+        self._looks = looks
         self.random = random.Random(seed)
         self.done: Counter[str] = Counter()
         self.spec: list[tuple[float, int]] = [
@@ -137,6 +149,10 @@ class Chaos:
     @property
     def kubectl(self) -> Kubectl:
         return self._clients.kubectl
+
+    def _headroom(self, budget: int) -> int:
+        """What makes this the budget."""
+        return USABLE - (OWN if self._looks else 0) - budget
 
     @property
     def operations(self) -> dict[str, Callable[[], bool]]:
@@ -159,7 +175,10 @@ class Chaos:
     def begin(self) -> None:
         """The whole budget, and the first pool, in the mode of this run, its clients at work."""
         namespace, server = self._server
-        self.kubectl.patch(namespace, f"pgserver/{server}", {"spec": {"headroom": BUDGETS[max(BUDGETS)]}})
+        # The witness is a limit that is not the operator's business: with an admin Secret it would read it and obey it.
+        secret = ADMIN_SECRET if self._looks else None
+        spec = {"headroom": self._headroom(max(BUDGETS)), "adminSecretRef": secret}
+        self.kubectl.patch(namespace, f"pgserver/{server}", {"spec": spec})
         self.come("one")
         self.tend(wait=True)
 
@@ -201,9 +220,8 @@ class Chaos:
         await_until(rolled, timeout, "all pods are there", interval=0.5)
 
     def granted(self, step: Step) -> int:
-        """What pods may hold that stay; not ghosts, nor those that are on their way out."""
-        staying = {pod["metadata"]["name"] for name in self._wished for pod in self._pools[name].pods()}
-        return sum(grant for (pod, _), grant in step.grants.items() if pod in staying)
+        """What pods may hold that are not ghosts."""
+        return step.bound - step.ghosts
 
     def hang_up(self) -> None:
         """Tell all clients to end, and delete the pools that come and go."""
@@ -260,7 +278,8 @@ class Chaos:
             if wait:
                 pool.ready()
             service = self.kubectl.find("-n", pool.namespace, "service", name)
-            if service is None or "deletionTimestamp" in service["metadata"]:
+            # not that of a PgPool of the same name which has just gone: its address goes with it
+            if service is None or service["metadata"]["ownerReferences"][0]["uid"] != pool.get()["metadata"]["uid"]:
                 continue
             login = Login(
                 service["spec"]["clusterIP"],  # its name is not known everywhere yet
@@ -319,7 +338,7 @@ class Chaos:
         begun = time.time()
         if budget > self.spec[-1][1]:
             self.spec.append((begun, budget))
-        self.kubectl.patch(namespace, f"pgserver/{name}", {"spec": {"headroom": BUDGETS[budget]}})
+        self.kubectl.patch(namespace, f"pgserver/{name}", {"spec": {"headroom": self._headroom(budget)}})
         if budget < self.spec[-1][1]:
             self.spec.append((time.time(), budget))
         if self.witness is not None:

@@ -2,7 +2,8 @@
 
 Each mode runs twice. At first every sample of pg_stat_activity must be within the budget (after a cut: within Σ bounds
 of the ledger, until it fits). Then the test sets the role's CONNECTION LIMIT to what is promised and one for each pod,
-as a witness between samples: PostgreSQL may not refuse a single login.
+as a witness between samples: PostgreSQL may not refuse a single login. There the operator has no admin Secret, so that
+it does not take the test's limit for one that it has to keep; and so every mode runs with and without one.
 """
 
 import contextlib
@@ -65,7 +66,7 @@ def place(kubectl: kit.Kubectl, namespace: str, clients: kit.Clients) -> Iterato
             "spec": {
                 "host": postgres.host,
                 "maxConnections": 100,
-                "headroom": BUDGETS[max(BUDGETS)],
+                "headroom": 35,
                 "adminSecretRef": {"name": kit.Target.ADMIN_SECRET},
                 "allowedNamespaces": {"from": "All"},
             },
@@ -106,7 +107,7 @@ def run(place: Place, report: Report, mode: str, witnessed: bool, noise: float) 
     """One run: noise for so many seconds, then a look at what is left of it."""
     seed = int(os.environ.get("POOLFLEET_SEED") or random.randrange(10**6))
     print(f"POOLFLEET_SEED={seed}")
-    chaos = Chaos(place.pools, place.server, place.clients, place.login, mode, seed)
+    chaos = Chaos(place.pools, place.server, place.clients, place.login, mode, seed, looks=not witnessed)
     begun = time.time()
     with contextlib.ExitStack() as stack:
         stack.callback(chaos.hang_up)
@@ -118,11 +119,12 @@ def run(place: Place, report: Report, mode: str, witnessed: bool, noise: float) 
         with Sentinel(sampler, budget, place.pools) as sentinel, contextlib.ExitStack() as limited:
             if witnessed:
                 chaos.witness = limited.enter_context(Witness(place.postgres, ROLE, steps, max(BUDGETS)))
-            granted_after, quiet = noise_and_calm(chaos, steps, noise)
+            granted_after, quiet, late = noise_and_calm(chaos, steps, noise)
         lines = sampler.stop()
         chaos.end()
-    step, samples = steps.last, verdict.samples_of(lines)
-    judged, middle = verdict.judge(samples, budget, sentinel.readings), verdict.median(samples, quiet, quiet + QUIET)
+    samples = verdict.samples_of(lines)
+    judged = verdict.judge(samples, budget, sentinel.readings)
+    use = verdict.use(samples, steps.all, quiet, quiet + QUIET)
     refused, broken = place.postgres.refused(begun), verdict.broken_promises(budget)
 
     report(
@@ -131,7 +133,7 @@ def run(place: Place, report: Report, mode: str, witnessed: bool, noise: float) 
         f"({judged.closest} % of what was allowed; budgets {max(BUDGETS)} and {min(BUDGETS)}), "
         f"{len(judged.excesses)} above it, of which {len(judged.excesses) - len(judged.unexplained)} a leaving backend "
         f"beside its successor; {len(refused)} logins refused; {len(steps.all)} versions of the ledger; "
-        f"95 % granted after {granted_after:.1f} s, quiet median {middle:g} of {step.grantable}; "
+        f"95 % granted after {granted_after:.1f} s, {100 * use:.0f} % of what can be in use when quiet (median); "
         f"{sum(chaos.done.values())} operations: {', '.join(f'{n} {what}' for what, n in sorted(chaos.done.items()))}; "
         f"{chaos.queries} queries, {sum(chaos.failures.values())} failed"
     )
@@ -139,16 +141,17 @@ def run(place: Place, report: Report, mode: str, witnessed: bool, noise: float) 
     assert not broken
     assert not refused
     assert not [words for words in chaos.failures if any(w in words for w in kit.NO_CONNECTION_LEFT)]
-    assert granted_after <= CONVERGED
-    assert middle >= 0.9 * step.grantable
+    assert granted_after <= CONVERGED, late
+    assert use >= 0.9
     assert chaos.queries > 0 and judged.most > min(BUDGETS)  # it did press against the budget
     assert len(samples) >= 0.8 * 10 * (samples[-1].until - samples[0].until), "too few samples"
 
 
-def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, float]:
+def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, float, str]:
     """The noise, and the calm after it.
 
-    Returns the seconds from the end of the noise until 95 % of what can be was granted, and when the quiet ones began.
+    Returns the seconds from the end of the noise until 95 % of what can be was granted, when the quiet ones began, and
+    what it looked like after CONVERGED seconds if nearly all was not granted by then.
     """
     chaos.make_noise(noise)
     calm = chaos.calm()
@@ -161,9 +164,19 @@ def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, flo
         try:
             kit.await_until(granted, timeout, what)
         except AssertionError as error:
-            raise AssertionError(f"{error}; {chaos.granted(steps.last)} granted, {steps.last}") from None
+            step = steps.last
+            held = ", ".join(
+                f"{pod} {bound} (grant {step.grants[pod, db]})" for (pod, db), bound in step.bounds.items()
+            )
+            seen = f"{chaos.granted(step)} of {step.grantable} granted to pods that stay, {step.ghosts} held by ghosts"
+            raise AssertionError(f"{error}; {seen}: {held}; shares {step.shares}; {chaos.describe()}") from None
 
-    await_granted(4 * CONVERGED, "nearly all granted again")
+    late = ""
+    try:
+        await_granted(CONVERGED, "nearly all granted again")
+    except AssertionError as error:
+        late = str(error)
+        await_granted(3 * CONVERGED, "nearly all granted again")
     granted_after = time.time() - calm
     chaos.await_rollouts(120)
     await_granted(CONVERGED, "nearly all granted after the last rollout")
@@ -172,4 +185,4 @@ def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, flo
     while time.time() < quiet + QUIET:
         chaos.tend()
         time.sleep(0.2)
-    return granted_after, quiet
+    return granted_after, quiet, late

@@ -26,6 +26,7 @@ BUDGET = 24
 HEADROOM = 100 - 3 - 2 - BUDGET  # 3 are the superuser's, 2 the operator's own
 RESERVE = 1  # connections of each pool, for a surge pod: one per database
 REDIVISIONS = 50
+WEIGHT = 3 * 11 * 13  # of pool a while b's changes: every share of the test is then exact
 WITHOUT_POST = 10
 
 Report = Callable[[str], None]
@@ -218,8 +219,8 @@ def test_a_server_that_is_declared_twice_is_served_once(place: Place) -> None:
 def fleet(place: Place) -> Iterator["Fleet"]:
     """Pools a and b with three pods each, and more clients at each pod than it will ever have connections."""
     place.c.delete()
-    for pool, weight in ((place.a, 1), (place.b, 3)):
-        pool.patch(replicas=3, share={"weight": weight, "min": None, "max": None})
+    for pool in (place.a, place.b):
+        pool.patch(replicas=3, share={"weight": WEIGHT, "min": None, "max": None})
     kit.await_until(lambda: three_are_ready(place.a) and three_are_ready(place.b), 60, "six pods ready")
     addresses = [*place.a.ips().values(), *place.b.ips().values()]
     with contextlib.ExitStack() as stack:
@@ -268,13 +269,14 @@ class Fleet:
         """What the clients had to say but for how they get on."""
         return [line for each in self.load for line in each.complaints()]
 
-    def redivide(self, weights: tuple[int, int]) -> Move:
-        """Give the pools other weights; wait until that is in force, and in use."""
-        shares = [BUDGET * weight // sum(weights) - RESERVE for weight in weights]
+    def redivide(self, share: int) -> Move:
+        """Give a this share of the budget by another weight of b; wait until that is in force, and in use."""
+        weight, rest = divmod(WEIGHT * (BUDGET - share), share)
+        assert not rest, "the test's own arithmetic"
+        shares = [share - RESERVE, BUDGET - share - RESERVE]
         first, begun = len(self.steps.all) - 1, time.time()
         before = {ip: self.sessions.now(ip) for ip in self.addresses}
-        for pool, weight in zip((self.place.a, self.place.b), weights, strict=True):
-            self.place.share(pool, weight=weight)
+        self.place.share(self.place.b, weight=weight)
 
         def in_use() -> bool:
             step = self.steps.last
@@ -293,8 +295,8 @@ class Fleet:
 
     def redivided(self, times: int) -> list[Move]:
         """So many times, to and fro: a connection or two, and now and then half of the budget."""
-        weights = itertools.cycle([(3, 1), (1, 1), (11, 13), (13, 11), (7, 5)])
-        return [self.redivide(next(weights)) for _ in range(times)]
+        shares = itertools.cycle([18, 12, 11, 13, 12])
+        return [self.redivide(next(shares)) for _ in range(times)]
 
 
 def of_pool(step: Step, pool: str) -> int:
@@ -356,7 +358,7 @@ def test_without_the_fast_lane_it_is_only_slower(fleet: Fleet, kubectl: kit.Kube
     images = Images.of_release(kubectl)
     try:
         images.install("--set", "fastLane=false")
-        fleet.redivide((1, 3))  # the new leader has heard from everybody
+        fleet.redivide(8)  # the new leader has heard from everybody
         begun = time.time()
         moves = fleet.redivided(WITHOUT_POST)
         words, middle = told(moves, time.time() - begun, "by annotation alone")

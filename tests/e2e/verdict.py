@@ -136,8 +136,15 @@ def judge(samples: Sequence[Sample], budget: Budget, servers: Sequence[tuple[flo
     return verdict
 
 
-def median(samples: Sequence[Sample], since: float, until: float) -> float:
-    """The median of the samples between two moments. Raises AssertionError if there is none."""
-    totals = [sample.total for sample in samples if since <= sample.since and sample.until <= until]
-    assert totals, "no sample in the quiet seconds"
-    return statistics.median(totals)
+def use(samples: Sequence[Sample], steps: Sequence[Step], since: float, until: float) -> float:
+    """The median, over the samples between two moments, of the part in use of what could be granted just then.
+
+    Raises AssertionError if there is no sample.
+    """
+    parts = []
+    for sample in samples:
+        if since <= sample.since and sample.until <= until:
+            step = steps[max(0, bisect.bisect_right(steps, sample.until, key=lambda s: s.at) - 1)]
+            parts.append(sample.total / max(1, step.grantable))
+    assert parts, "no sample in the quiet seconds"
+    return statistics.median(parts)

@@ -12,9 +12,9 @@ Design section 3 admits exceptions. They are not hidden: each is modelled, left 
     lost ghost  as before, and the ledger was lost meanwhile, so that nothing but the grace stands for it
     cold start  a PgBouncer that is restarted within the linger time has one connection per database beside the
                 backends of its predecessor, which notice only then that their client is gone
-    blind       backends that outlive their PgBouncer for longer than the linger time (no client_connection_check_interval,
-                a host that vanished without a word): the promise holds "as PgBouncer counts". Where somebody looks at
-                PostgreSQL they are not handed out again (`Operator.write` asserts that)
+    blind       backends that outlive their PgBouncer for longer than the linger time (a server that knows no
+                client_connection_check_interval, a host that vanished without a word): the promise holds "as PgBouncer
+                counts". Where somebody looks at PostgreSQL they are not handed out again (`Operator.write` asserts it)
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class ModelPod:
     grant: dict[str, int] = field(default_factory=dict)
     file: tuple[str, ...] = ()  # databases in the cold file, with one connection each
     started: int = 0  # PgBouncer process number, 0: none runs
+    ready_since: float | None = None
     died: float = -FOREVER  # when the last process died
     restarts: int = 0
     warm_at: float = 0.0
@@ -116,6 +117,7 @@ class World:
         self.network: list[tuple[str, dict[str, Any]]] = []  # directives on their way: (pod UID it is sent to, text)
         self.ledger = Ledger()
         self.version = 1  # resourceVersion of the PgServer
+        self.backups: list[Ledger] = []  # what the ledger was before
         self.lost = False  # the ledger was, and nobody has written since
         self.ceiling = budget  # what may be held: the budget, or after a cut what was out before, until it fits
         self.exceptions: Counter[str] = Counter()
@@ -154,6 +156,7 @@ class World:
                     pod.exception = "lost ghost"
                     self.exceptions[pod.exception] += 1
         self.lost = False
+        self.backups = [*self.backups[-5:], self.ledger]
         self.ledger = ledger
         self.version += 1
         if ledger.rebuilt is None:
@@ -188,7 +191,7 @@ class World:
                 self.exceptions[exception] += 1
             until = FOREVER if silently else self.now + LINGER_SECONDS - 0.1
             self.backends.append(Backends(count, until, pod.uid, pod.pool, exception))
-        pod.held, pod.loaded, pod.samples, pod.started = {}, {}, {}, 0
+        pod.held, pod.loaded, pod.samples, pod.started, pod.ready_since = {}, {}, {}, 0, None
 
     def crash(self, pod: ModelPod, silently: bool = False) -> None:
         """PgBouncer dies; `silently`: its backends go on until their query ends."""
@@ -199,8 +202,6 @@ class World:
     def start(self, pod: ModelPod) -> None:
         """The kubelet starts the container once the agent has opened the gate: with the cold file."""
         if pod.started or not pod.alive or not pod.rev or pod.vanished:
-            return
-        if not pod.file:
             return
         first = pod.died == -FOREVER
         if not first:
@@ -222,10 +223,9 @@ class World:
             return
         for name in set(pod.loaded) - set(pod.grant):
             if count := pod.held.pop(name, 0):
-                self.backends.append(
-                    Backends(count, self.now + LINGER_SECONDS - 0.1, pod.uid, pod.pool, pod.exception)
-                )
+                self.backends.append(Backends(count, self.now + LINGER_SECONDS - 0.1, pod.uid, pod.pool, pod.exception))
         pod.cold, pod.missed = False, 0
+        pod.ready_since = pod.ready_since or self.now
         pod.loaded, pod.file = dict(pod.grant), tuple(pod.grant)
         pod.held = {name: pod.held.get(name, 0) for name in pod.loaded}
         pod.samples = {}

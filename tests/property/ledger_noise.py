@@ -1,4 +1,4 @@
-"""What happens at random in the model: a run is a list of steps, so that one that breaks the promise can be shortened."""
+"""What happens at random in the model. A run is a list of steps: one that breaks the promise can be shortened."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def _budget(run: Run, what: int) -> None:
 
 
 def _lose_ledger(run: Run, what: int) -> None:
-    """Wiped, as far as the operators can tell: at least one pod that they see was told by it. (Wiped together with
+    """Wiped or replaced by an older one, as far as the operators can tell: at least one pod that they see was told by it. (Wiped together with
     every pod that knew it, it is the ledger of a new server.)"""
     world = run.world
     if any(p.annotation.get("rev", 0) and not p.vanished and not p.ended for p in world.pods.values()):
-        world.lose_ledger()
+        world.lose_ledger(world.backups[what % len(world.backups)] if world.backups and what % 2 else None)
 
 
 def _network(run: Run, what: int) -> None:
@@ -254,6 +254,15 @@ def _hear(operator: Operator, what: int) -> None:
         operator.hear(pods[(what // 16) % len(pods)].uid, operator.world.state(wrong))
 
 
+def _write(operator: Operator) -> None:
+    operator.write()
+
+
+def _block(operator: Operator, what: int) -> None:
+    """The roles of some pools have a CONNECTION LIMIT that must be raised first."""
+    operator.blocked = frozenset(name for bit, name in enumerate(POOLS) if what >> bit & 1)
+
+
 def _crash(operator: Operator, what: int) -> None:
     operator.pending = []
 
@@ -263,9 +272,10 @@ ON_OPERATORS: Final[dict[str, Callable[[Operator, int], None]]] = {
     "ledger": lambda operator, what: operator.observe_ledger(),
     "hear": _hear,
     "sessions": lambda operator, what: operator.read_sessions(sight=what % 4 > 0),
-    "write": lambda operator, what: operator.write() and None or None,
+    "write": lambda operator, what: _write(operator),
     "tell": lambda operator, what: operator.tell(fast_lane=what % 2 == 0),
     "dies": _crash,
+    "block": _block,
     "leader": lambda operator, what: operator.restart(),
 }
 
@@ -292,7 +302,7 @@ def swarm(rng: random.Random, steps: int) -> list[Step]:
     (swarm testing)."""
     weights = {name: rng.choice((1, 3, 8)) for name in ALWAYS}
     weights |= {name: rng.choice((0, 1, 4, 12)) for name in OFTEN}
-    weights |= {name: 2 for name in rng.sample(SELDOM, rng.choice((0, 1, 2, 4, 8)))}
+    weights |= dict.fromkeys(rng.sample(SELDOM, rng.choice((0, 1, 2, 4, 8))), 2)
     actions = rng.choices(list(weights), list(weights.values()), k=steps)
     if rng.random() < 0.8:  # most runs begin with a fleet that is up
         actions[:0] = ["birth"] * rng.randint(1, 3) + ["pump", "tick", "pump", "tick"] * 3
@@ -312,5 +322,3 @@ def shorten(steps: list[Step], breaks: Callable[[list[Step]], bool]) -> list[Ste
                 at += size
         size //= 2
     return steps
-
-

@@ -35,6 +35,7 @@ class Operator:
     looked: float = -1e9  # when it saw the pods
     sessions: Sessions | None = None
     unknown: dict[tuple[str, str], int] = field(default_factory=dict)  # what the last reading could not place
+    blocked: frozenset[str] = frozenset()  # roles whose CONNECTION LIMIT is not raised yet
     leader_since: float = 0.0
     followed: set[str] = field(default_factory=set)  # UIDs of pods whose address it knows
     pending: list[tuple[Pod, Directive]] = field(default_factory=list)  # written in the ledger, not told yet
@@ -43,7 +44,7 @@ class Operator:
     def restart(self) -> None:
         """A new process: nothing remembered, its clock starts here."""
         self.pending, self.pods, self.followed = [], {}, set()
-        self.sessions, self.unknown = None, {}
+        self.sessions, self.unknown, self.blocked = None, {}, frozenset()
         self.leader_since = self.world.now
         self.observe()
 
@@ -85,8 +86,8 @@ class Operator:
             terminating=pod.terminating,
             scheduled=pod.scheduled,
             ended=pod.ended,
-            ready=True,
-            ready_since=pod.created,
+            ready=pod.ready_since is not None,
+            ready_since=pod.ready_since,
             ip="",
             server=SERVER,
             directive=pod.annotation,
@@ -132,7 +133,7 @@ class Operator:
         self.sessions = since(seen, self.sessions)
 
     # -- plan and write ----------------------------------------------------------------------------------------------
-    def planned(self) -> planned.World:
+    def input(self) -> planned.World:
         """What the real planning function gets."""
         world = self.world
         ghosts = {uid: world.pods[uid] for uid in self.followed if world.pods[uid].vanished}
@@ -147,6 +148,7 @@ class Operator:
             ghost_grace=GRACE,
             sessions=self.sessions if self.sessions is not None and world.now - self.sessions.at < 30.0 else None,
             foreign=self.foreign,
+            blocked=self.blocked,
             answering=frozenset(uid for uid, pod in ghosts.items() if world.state(pod) is not None),
             off=frozenset(pod.uid for pod in world.pods.values() if pod.off),
         )
@@ -154,7 +156,7 @@ class Operator:
     def write(self) -> bool:
         """One compare-and-set. True if it was written, or nothing was to be written."""
         world = self.world
-        seen = self.planned()
+        seen = self.input()
         after = plan.advance(seen)
         if after is not seen.ledger:
             if self.version != world.version:
@@ -170,7 +172,7 @@ class Operator:
     def _judge(self, seen: planned.World, after: Ledger) -> None:
         """Whether this write may be: Σ bounds, and who was given up."""
         before, world = seen.ledger, self.world
-        if after.rebuilt is not None and after.rebuilt != before.rebuilt:
+        if plan.is_lost(seen):
             return  # a rebuilt ledger says what is, not what may be
         may = world.budget - world.foreign
         assert after.bound <= max(may, before.bound), (after.bound, may, before.bound)

@@ -65,7 +65,7 @@ def settle(run: Run, operator: Operator, busy: frozenset[str], fast_lane: bool) 
         if told or world.version != version or operator.pods != before:
             world.tick(REPLY)
             continue
-        wake = plan.wake_at(operator.planned(), operator.ledger)
+        wake = plan.wake_at(operator.input(), operator.ledger)
         starting = [pod.warm_at for pod in world.pods.values() if pod.started and pod.cold]
         backing_off = [pod.died + 11.0 for pod in world.pods.values() if pod.rev and not pod.started and pod.alive]
         times = [time for time in (wake, *starting, *backing_off) if time is not None]
@@ -100,8 +100,11 @@ def slow_fill(total: int, claims: Sequence[tuple[int, int, int | None]]) -> list
     return shares
 
 
-def shares_by_hand(world: World, pods: Mapping[str, Sequence[ModelPod]]) -> dict[str, int]:
-    """Pool -> its share at rest, its reserve included; pools that there is no room for are not in it."""
+def shares_by_hand(world: World, pods: Mapping[str, Sequence[ModelPod]]) -> tuple[dict[str, int], bool]:
+    """Pool -> its share at rest, its reserve included; pools that there is no room for are not in it.
+
+    And whether the shares fit: what pods of pools without room keep to live on may be in the way.
+    """
     total = world.budget - world.foreign
     rest, sure = total, dict[str, int]()
     for wish in sorted(world.wishes.values(), key=lambda w: (w.created, w.uid)):
@@ -114,7 +117,8 @@ def shares_by_hand(world: World, pods: Mapping[str, Sequence[ModelPod]]) -> dict
     served = [wish for wish in world.wishes.values() if wish.pool in sure]
     claims = [(w.weight, sure[w.pool], None if w.most is None else max(w.most, sure[w.pool])) for w in served]
     filled = slow_fill(max(sum(sure.values()), total - stuck), claims)
-    return {wish.pool: share for wish, share in zip(served, filled, strict=True)}
+    fits = sum(sure.values()) <= total - stuck
+    return {wish.pool: share for wish, share in zip(served, filled, strict=True)}, fits
 
 
 def databases_by_hand(share: int, wish: PoolWish, pods: int) -> dict[str, int]:

@@ -314,8 +314,23 @@ def lost_ledger(switches: Switches) -> None:
     assert not stage.world.exceptions
 
 
+def restored_ledger(switches: Switches) -> None:
+    """8: an older ledger is restored; what it says of a pod that has shrunk since is not to be told again."""
+    stage = Stage(12, switches=switches)
+    (pod,) = up(stage, 1)
+    old = stage.world.ledger
+    new = stage.pod()
+    stage.rounds(8, pod, new)
+    stage.busy(new)
+    stage.world.lose_ledger(to=old)
+    for _ in range(int(GRACE) + 20):
+        stage.rounds(1, pod, new)
+        stage.busy(pod, new)
+    assert stage.world.ledger.bound == 11
+
+
 def stale_raise_after_loss(switches: Switches) -> None:
-    """8 (c, d): a leader raised a pod in the ledger and hung; the ledger was lost and rebuilt; then it tells the pod."""
+    """8 (c, d): a leader raised a pod in the ledger and hung; the ledger is lost and rebuilt; then it tells the pod."""
     stage = Stage(10, operators=2, switches=switches)
     world, (stale, leader) = stage.world, stage.operators
     big, gone = up(stage, 2)
@@ -385,5 +400,3 @@ def cut(switches: Switches) -> None:
         assert stage.world.ledger.bound <= last
         last = max(stage.world.ledger.bound, 8)
     assert stage.world.ledger.bound == 7
-
-

@@ -4,9 +4,9 @@ One pool, one database, a few pods, one or two operators. A state is a tuple of 
 are one state. What is left out against ledger_model.py, and why nothing is lost by it:
 
 * Time stands still, or so much of it passes (`tick`) that every wait but the ghosts' grace is over.
-* What a pod holds below its limit does not matter to the promise, for it may open the rest at any moment. `over` is
-  what it holds above a limit that was lowered.
-* Revisions are numbered anew: only their order counts.
+* A pod holds nothing, or (`over`) all that it may and goes on with it when the limit is lowered: what it holds below
+  its limit does not matter to the promise, for it may open the rest at any moment, and nothing proves most.
+* Revisions are numbered anew, for each pod by itself: only the order of those that one pod may hear of counts.
 * Both lanes are one: the newest directive may reach a pod at any time, and so may one older one, whichever (what a late
   kubelet's file or a late POST says, and an agent that restarts reads). What its agent would ignore for ever is gone.
 * An operator that sees an older PgServer can write nothing; all that matters of it is whom it may still tell what.
@@ -77,9 +77,7 @@ class LedgerState(NamedTuple):
 class OperatorState(NamedTuple):
     """What one operator has seen."""
 
-    ledger: LedgerState = LedgerState()
-    fresh: bool = False  # the PgServer has not been written since it looked
-    budget: int = 0
+    fresh: bool = False  # the PgServer that it saw is the newest
     pods: tuple[Seen | None, ...] = ()
     tells: tuple[tuple[int, Told, Told], ...] = ()  # of one that is not fresh: pod, order, annotation that it saw
 
@@ -145,7 +143,7 @@ class Small:
             yield "tick", self._tick(state)
         if state.budgets:
             budget = state.budgets[0]
-            stale = tuple(map(self._stale, state.operators))
+            stale = tuple(self._stale(state, operator) for operator in state.operators)
             ceiling = max(budget, state.ceiling)
             yield (
                 f"budget {budget}",
@@ -206,10 +204,9 @@ class Small:
             return ledger._replace(entries=entries, resting=0)
 
         pods = tuple(map(_see, state.pods)) if self.scope.stale_pods else None
-        operators = tuple(
-            operator._replace(ledger=older(operator.ledger), pods=pods if pods and operator.pods else operator.pods)
-            for operator in state.operators
-        )
+        operators = state.operators
+        if pods is not None:
+            operators = tuple(operator._replace(pods=pods) if operator.pods else operator for operator in operators)
         ledger = older(state.ledger)
         ceiling = max(state.budget, min(state.ceiling, sum(e.bound for e in ledger.entries)))
         return state._replace(ledger=ledger, operators=operators, lingering=0, ceiling=ceiling)
@@ -222,47 +219,46 @@ class Small:
             operators[number] = new
             return state._replace(operators=tuple(operators), **changes)  # type: ignore[arg-type]
 
-        seen = OperatorState(state.ledger, True, state.budget, tuple(map(_see, state.pods)))
+        seen = OperatorState(True, tuple(map(_see, state.pods)))
         if seen != operator:
             yield f"{name} looks", but(seen)
         if not operator.fresh:
             if operator.pods:  # kept where it may see the newest ledger with pods as old as these
-                newest = operator._replace(ledger=state.ledger, fresh=True, budget=state.budget, tells=())
-                yield f"{name} sees the ledger", but(newest)
+                yield f"{name} sees the ledger", but(operator._replace(fresh=True, tells=()))
             yield from _tell(state, number, operator.tells)
             return
-        after, orders = self.plan(operator.budget, operator.ledger, operator.pods)
-        if after == operator.ledger:
-            yield from _tell(state, number, self._tells(operator))
+        after, _ = self.plan(state.budget, state.ledger, operator.pods)
+        if after == state.ledger:
+            yield from _tell(state, number, self._tells(state, operator))
             return
         assert after.revision >= 0, "nothing was lost in this world"
         old, new = (sum(e.bound for e in ledger.entries) for ledger in (state.ledger, after))
         ceiling = max(state.budget, min(state.ceiling, new + after.resting)) if new <= old else state.ceiling
-        operators = [self._stale(other) for other in state.operators]
-        operators[number] = operator._replace(ledger=after)
+        operators = [self._stale(state, other) for other in state.operators]
+        operators[number] = operator
         yield (
             f"{name} writes {after}",
             state._replace(ledger=after, ceiling=ceiling, operators=tuple(operators)),
         )
 
-    def _tells(self, operator: OperatorState) -> tuple[tuple[int, Told, Told], ...]:
+    def _tells(self, state: State, operator: OperatorState) -> tuple[tuple[int, Told, Told], ...]:
         """Whom it may tell what, if it has nothing to write: pod, order, annotation that it saw."""
-        after, orders = self.plan(operator.budget, operator.ledger, operator.pods)
-        if after != operator.ledger:
+        after, orders = self.plan(state.budget, state.ledger, operator.pods)
+        if after != state.ledger:
             return ()
         annotations = {which: seen.annotation for which, seen in enumerate(operator.pods) if seen is not None}
         return tuple((which, told, annotations[which]) for which, told in orders)
 
-    def _stale(self, operator: OperatorState) -> OperatorState:
-        """It as somebody else has written: a write of its own ends in a conflict, which drops what agents have said."""
+    def _stale(self, state: State, operator: OperatorState) -> OperatorState:
+        """It as somebody else writes: a write of its own ends in a conflict, which drops what agents have said."""
         if not operator.fresh:
             return operator
-        tells = set(self._tells(operator))
+        tells = set(self._tells(state, operator))
         pods = operator.pods
         if not self.scope.keeps_observations:
             pods = tuple(seen._replace(answer=None) if seen is not None else None for seen in pods)
-            tells.update(self._tells(operator._replace(pods=pods)))
-        return OperatorState(pods=pods if self.scope.stale_pods else (), tells=tuple(sorted(tells)))
+            tells.update(self._tells(state, operator._replace(pods=pods)))
+        return OperatorState(False, pods if self.scope.stale_pods else (), tuple(sorted(tells)))
 
     # -- the real planning functions ---------------------------------------------------------------------------------
     def plan(
@@ -293,9 +289,7 @@ class Small:
         return result
 
 
-def _tell(
-    state: State, number: int, tells: tuple[tuple[int, Told, Told], ...]
-) -> Iterator[tuple[str, State]]:
+def _tell(state: State, number: int, tells: tuple[tuple[int, Told, Told], ...]) -> Iterator[tuple[str, State]]:
     """Each order by itself, over the annotation that the operator has seen."""
     operator = state.operators[number]
     for which, told, was in tells:
@@ -320,7 +314,7 @@ def _see(pod: PodState) -> Seen | None:
         return None
     if pod.phase == ENDED:
         return Seen(ENDED, NOTHING, None)
-    return Seen(pod.phase, pod.annotation, (pod.applied[0], pod.loaded, max(pod.loaded, pod.over)))
+    return Seen(pod.phase, pod.annotation, (pod.applied[0], pod.loaded, pod.over))
 
 
 def _ledger(state: LedgerState) -> Ledger:
@@ -362,7 +356,7 @@ def _pod(number: int, seen: Seen) -> Pod:
     state = None
     if answer is not None:
         applied, loaded, held = answer
-        databases = {"a": DatabaseState(loaded, held, 2, held, 9, held, held + 9, waited=True)} if applied else {}
+        databases = {"a": DatabaseState(loaded, held, 2, loaded, 9, loaded, loaded + 9, waited=True)} if applied else {}
         state = AgentState(SERVER if applied else "", uid, 0, applied, "c", "", "1" if applied else "", databases)
     told = {"server": SERVER, "pod": uid, "rev": revision, "config": "c", "grant": {"a": grant} if grant else {}}
     return Pod(
@@ -381,85 +375,3 @@ def _pod(number: int, seen: Seen) -> Pod:
         ready_since=0.0,
         state=state,
     )
-
-
-# -- one state for all that behave the same --------------------------------------------------------------------------
-
-
-def canonical(state: State) -> State:
-    """Revisions by their order, operators in any order, messages that are ignored for ever left out."""
-    if any(pod.messages for pod in state.pods):
-        state = state._replace(pods=tuple(map(_without_dead_messages, state.pods)))
-    if any(operator.tells for operator in state.operators):
-        state = state._replace(operators=tuple(_without_dead_orders(state, each) for each in state.operators))
-    revisions = sorted(_revisions(state))
-    if revisions and revisions[-1] != len(revisions):
-        state = _renumbered(state, {0: 0} | {revision: n for n, revision in enumerate(revisions, 1)})
-    if len(state.operators) > 1:
-        state = state._replace(operators=tuple(sorted(state.operators, key=hash)))
-    return state
-
-
-def _without_dead_messages(pod: PodState) -> PodState:
-    applied = pod.applied[0]
-    return pod._replace(messages=tuple(sorted({told for told in pod.messages if told[0] > applied})))
-
-
-def _without_dead_orders(state: State, operator: OperatorState) -> OperatorState:
-    tells = tuple(
-        (which, told, was)
-        for which, told, was in operator.tells
-        if state.pods[which].annotation == was and state.pods[which].phase in (RUNNING, TERMINATING)
-    )
-    return operator._replace(tells=tells)
-
-
-def _revisions(state: State) -> set[int]:
-    found = {0, state.ledger.revision}
-    found.update(entry.revision for entry in state.ledger.entries)
-    for pod in state.pods:
-        found.update((pod.annotation[0], pod.applied[0], *(told[0] for told in pod.messages)))
-    for operator in state.operators:
-        found.add(operator.ledger.revision)
-        found.update(entry.revision for entry in operator.ledger.entries)
-        for seen in operator.pods:
-            if seen is not None:
-                found.add(seen.annotation[0])
-                found.add(seen.answer[0] if seen.answer is not None else 0)
-        for _, order, was in operator.tells:
-            found.update((order[0], was[0]))
-    found.discard(0)
-    return found
-
-
-def _renumbered(state: State, new: dict[int, int]) -> State:
-    def told(one: Told) -> Told:
-        return (new[one[0]], one[1])
-
-    def ledger(one: LedgerState) -> LedgerState:
-        entries = tuple(entry._replace(revision=new[entry.revision]) for entry in one.entries)
-        return LedgerState(new[one.revision], entries, one.resting)
-
-    def seen(one: Seen | None) -> Seen | None:
-        if one is None:
-            return None
-        answer = None if one.answer is None else (new[one.answer[0]], one.answer[1], one.answer[2])
-        return Seen(one.phase, told(one.annotation), answer)
-
-    pods = tuple(
-        pod._replace(
-            annotation=told(pod.annotation),
-            messages=tuple(map(told, pod.messages)),
-            applied=told(pod.applied),
-        )
-        for pod in state.pods
-    )
-    operators = tuple(
-        operator._replace(
-            ledger=ledger(operator.ledger),
-            pods=tuple(map(seen, operator.pods)),
-            tells=tuple((which, told(order), told(was)) for which, order, was in operator.tells),
-        )
-        for operator in state.operators
-    )
-    return state._replace(ledger=ledger(state.ledger), pods=pods, operators=operators)

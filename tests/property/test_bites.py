@@ -16,6 +16,8 @@ from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.world import Entry, Ledger, World, highest_revision
 from tests.property import scenarios
 from tests.property.ledger_model import Switches
+from tests.property.small_search import search
+from tests.property.small_world import Scope
 
 Scenario = Callable[[Switches], None]
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -162,13 +164,20 @@ IN_THE_PLAN: list[tuple[Patch, Scenario]] = [
 ]
 
 
-@pytest.mark.parametrize(("patch", "scenario"), IN_THE_PLAN, ids=[patch.__name__.strip("_") for patch, _ in IN_THE_PLAN])
+@pytest.mark.parametrize(
+    ("patch", "scenario"), IN_THE_PLAN, ids=[patch.__name__.strip("_") for patch, _ in IN_THE_PLAN]
+)
 def test_without_a_rule_of_the_plan_it_breaks(
     patch: Patch, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch(monkeypatch)
     with pytest.raises(AssertionError):
         scenario(Switches())
+
+
+def test_the_exhaustive_search_finds_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    _proof_without_revision(monkeypatch)
+    assert search(Scope(4, 2, budgets=(3,)), 100_000).broken
 
 
 IN_THE_AGENT: list[tuple[Switches, Scenario]] = [

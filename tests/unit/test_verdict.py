@@ -3,7 +3,7 @@
 import pytest
 
 from tests.e2e.cluster import Manifest
-from tests.e2e.verdict import Budget, Sample, broken_promises, judge, median, pairs, samples_of
+from tests.e2e.verdict import Budget, Sample, broken_promises, judge, pairs, samples_of, use
 from tests.e2e.watching import Step
 
 A, B = "10.0.0.1", "10.0.0.2"
@@ -95,8 +95,10 @@ class TestAnExcess:
         assert judge([sample(1.1, 7, 8, 9, came=(9,))], self.BUDGET, []).unexplained
 
 
-def test_the_median_is_of_the_quiet_seconds_only() -> None:
-    samples = [sample(1.0, 1), sample(2.0, 1, 2), sample(2.1, 1, 2, 3), sample(2.2, 1, 2, 3), sample(3.5, 1)]
-    assert median(samples, 1.5, 3.0) == 3
+def test_what_is_in_use_is_measured_by_what_could_be_granted_just_then() -> None:
+    samples = [sample(1.0, 1), sample(2.0, 1, 2), sample(2.1, 1, 2), sample(2.2, 1, 2, 3), sample(3.5, 1)]
+    steps = [step(0.0, 2, 0), step(2.15, 4, 0), step(3.0, 8, 0)]
+    assert use(samples, steps, 1.5, 3.0) == 1.0
+    assert use(samples, steps, 2.15, 3.0) == 0.75
     with pytest.raises(AssertionError):
-        median(samples, 5.0, 6.0)
+        use(samples, steps, 5.0, 6.0)
