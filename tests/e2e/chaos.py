@@ -223,6 +223,15 @@ class Chaos:
         """What pods may hold that are not ghosts."""
         return step.bound - step.ghosts
 
+    def describe(self) -> str:
+        """All pods, those that are going with the time since when, and restarts."""
+        words = []
+        for pod in [pod for pool in self._pools.values() for pod in pool.pods(all=True)]:
+            metadata = pod["metadata"]
+            going = f" going since {metadata['deletionTimestamp']}" if "deletionTimestamp" in metadata else ""
+            words.append(f"{metadata['name']} {pod['status'].get('phase')}{going} {_restarts(pod)} restarts")
+        return f"{sorted(self._wished)} wished; pods: {', '.join(words)}"
+
     def hang_up(self) -> None:
         """Tell all clients to end, and delete the pools that come and go."""
         for running in self._running.values():

@@ -168,7 +168,7 @@ def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, flo
             held = ", ".join(
                 f"{pod} {bound} (grant {step.grants[pod, db]})" for (pod, db), bound in step.bounds.items()
             )
-            seen = f"{chaos.granted(step)} of {step.grantable} granted to pods that stay, {step.ghosts} held by ghosts"
+            seen = f"{chaos.granted(step)} of {step.grantable} granted, {step.ghosts} held by ghosts"
             raise AssertionError(f"{error}; {seen}: {held}; shares {step.shares}; {chaos.describe()}") from None
 
     late = ""
