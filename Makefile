@@ -47,7 +47,7 @@ unit: venv ## Unit tests (seconds; nothing is started)
 
 property: venv ## Property tests (Hypothesis; some with real PgBouncer and PostgreSQL processes)
 	@hack/integration-needs.sh
-	@$(PYTEST) -q tests/property
+	@$(PYTEST) -q tests/property -m "not soak"
 
 integration: venv ## Tests against real PgBouncer, PostgreSQL and kube-apiserver processes
 	@hack/integration-needs.sh

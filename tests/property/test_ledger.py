@@ -1,6 +1,6 @@
 """The promise under noise: births, deaths, restarts, late and lost messages, crashes, two operators, budget changes.
 
-`HYPOTHESIS_PROFILE=soak` looks 25 times as long. A run that breaks the promise is shortened and printed step by step.
+`make soak` looks 25 times as long. A run that breaks the promise is shortened and printed step by step.
 """
 
 import random
@@ -16,9 +16,9 @@ from tests.property.ledger_model import ModelPod, World
 from tests.property.ledger_noise import Run, Step, shorten, swarm
 from tests.property.ledger_quiet import calm, databases_by_hand, settle, shares_by_hand
 
-LONGER = max(1, settings.default.max_examples // 200) if settings.default is not None else 1
-EXAMPLES = 2000 * LONGER
-# Runs are drawn from a seed: there is nothing for Hypothesis to shrink, `shortest` does that.
+EXAMPLES = 2000
+LONG = max(EXAMPLES, 10 * settings.default.max_examples) if settings.default is not None else EXAMPLES
+# Runs are drawn from a seed: there is nothing for Hypothesis to shrink, `play` shortens what broke.
 NOISE = settings(max_examples=EXAMPLES, deadline=None, phases=[Phase.explicit, Phase.generate])
 QUIET = settings(NOISE, max_examples=EXAMPLES // 10)
 SEEDS = st.integers(0, 2**32)
@@ -75,6 +75,14 @@ def _breaks(shape: tuple[int, int, int, int], steps: list[Step]) -> bool:
 @given(SEEDS)
 def test_the_budget_holds_under_noise(seed: int) -> None:
     """After every event: all that could be held stays within the budget, but for the admitted exceptions."""
+    play(*draw(seed))
+
+
+@pytest.mark.soak
+@settings(NOISE, max_examples=LONG)
+@given(SEEDS)
+def test_the_budget_holds_under_noise_for_long(seed: int) -> None:
+    """The same, for as long as the profile says."""
     play(*draw(seed))
 
 
