@@ -86,8 +86,8 @@ def _budget(run: Run, what: int) -> None:
 
 
 def _lose_ledger(run: Run, what: int) -> None:
-    """Wiped or replaced by an older one, as far as the operators can tell: at least one pod that they see was told by
-    it. (Wiped together with every pod that knew it, it is the ledger of a new server.)"""
+    """Wiped, or replaced by an older one, while some pod in sight was told by it. (Wiped together with every pod that
+    knew it, it is the ledger of a new server.)"""
     world = run.world
     if any(p.annotation.get("rev", 0) and not p.vanished and not p.ended for p in world.pods.values()):
         world.lose_ledger(world.backups[what % len(world.backups)] if world.backups and what % 2 else None)

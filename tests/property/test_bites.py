@@ -93,6 +93,16 @@ def _no_rebuild(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plan, "is_lost", lambda world: False)
 
 
+def _rebuild_tells_its_bounds(patch: pytest.MonkeyPatch) -> None:
+    original = plan.rebuild
+
+    def rebuild(world: World) -> Ledger:
+        ledger = original(world)
+        return replace(ledger, entries=tuple(replace(entry, grant=entry.bound) for entry in ledger.entries))
+
+    patch.setattr(plan, "rebuild", rebuild)
+
+
 def _no_grace_after_rebuild(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plan._Step, "finish_rebuild", lambda step: setattr(step, "rebuilt", None))
 
@@ -153,6 +163,7 @@ IN_THE_PLAN: list[tuple[Patch, Scenario]] = [
     (_no_gap, scenarios.stale_raise_after_loss),
     (_no_rebuild, scenarios.lost_ledger),
     (_no_grace_after_rebuild, scenarios.lost_ledger),
+    (_rebuild_tells_its_bounds, scenarios.restored_ledger),
     (_no_linger, scenarios.killed),
     (_vanished_is_gone, scenarios.ghost),
     (_answers_do_not_count, scenarios.flapping_ghost),

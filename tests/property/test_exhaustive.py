@@ -15,16 +15,16 @@ from tests.property.small_world import Scope
 LARGER = {
     # Dropping what agents have said after a conflict is a second fence: with proofs that name a revision nothing breaks
     # without it either.
-    "2 operators, 2 pods, budget 3, old answers kept": (Scope(3, 2, operators=2, keeps_observations=True), 8_000_000),
-    "2 operators, 2 pods, budget 4, cut to 3": (Scope(4, 2, operators=2, budgets=(3,)), 8_000_000),
-    "1 operator, 3 pods, budget 4": (Scope(4, 3), 8_000_000),
+    "2 operators, 2 pods, budget 3, old answers kept": (Scope(3, 2, operators=2, keeps_observations=True), 3_000_000),
+    "2 operators, 2 pods, budget 4, cut to 3": (Scope(4, 2, operators=2, budgets=(3,)), 3_000_000),
+    "1 operator, 3 pods, budget 4": (Scope(4, 3), 3_000_000),
     "1 operator, 2 pods, budget 4, up to 5, down to 3, deletes by force too": (
         Scope(4, 2, budgets=(5, 3), delete=True, force=True),
-        8_000_000,
+        3_000_000,
     ),
     "2 operators, 3 pods, budget 4, cut to 3, deletes by force too": (
         Scope(4, 3, operators=2, budgets=(3,), delete=True, force=True),
-        8_000_000,
+        3_000_000,
     ),
 }
 

@@ -112,21 +112,31 @@ def is_lost(world: World) -> bool:
 
 
 def rebuild(world: World) -> Ledger:
-    """A ledger from what the pods were told and hold: bound = max(annotated, loaded, held) (facts/ledger.md 8)."""
+    """A ledger from what the pods were told and hold: bound = max(annotated, loaded, held) (facts/ledger.md 8).
+
+    Nobody is told more than before: where the bound is larger than what the newest directive says, or an older ledger
+    was restored, that is a shrink which waits for its proof.
+    """
     highest = max([world.ledger.revision, *(highest_revision(pod, None) for pod in world.pods)])
     revision = highest + REVISION_GAP
     known = {(entry.pod, entry.database): entry for entry in world.ledger.entries}
     for pod in world.pods:
         if pod.ended or pod.uid in world.off:
             continue
-        bounds = dict(pod.directive.get("grant", {}))
-        if pod.state is not None:
-            for name, database in pod.state.databases.items():
-                bounds[name] = max(bounds.get(name, 0), database.loaded, database.held)
-        for name, bound in bounds.items():
-            before = known.get((pod.uid, name))
-            bound = max(bound, before.bound if before else 0)
-            known[pod.uid, name] = Entry(pod.uid, pod.name, pod.pool, name, bound, bound, revision, world.now)
+        told = pod.directive.get("grant", {})
+        seen = pod.state.databases if pod.state is not None else {}
+        before = {entry.database: entry for entry in world.ledger.of_pod(pod.uid)}
+        for name in sorted({*told, *seen, *before}):
+            loaded, held = (seen[name].loaded, seen[name].held) if name in seen else (0, 0)
+            bound = max(told.get(name, 0), loaded, held, before[name].bound if name in before else 0)
+            grant = bound
+            if pod.directive.get("server") == world.server:
+                grant = told.get(name, 0)
+                if pod.state is not None and pod.state.rev > pod.directive["rev"]:  # the annotation is seen late
+                    grant = min(grant, loaded) if name in told else loaded
+            elif pod.server == world.server:
+                grant = loaded or (before[name].grant if name in before else 0)
+            known[pod.uid, name] = Entry(pod.uid, pod.name, pod.pool, name, bound, grant, revision, world.now)
     return Ledger(revision, tuple(known.values()), world.ledger.resting, world.now)
 
 
