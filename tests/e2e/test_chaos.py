@@ -25,8 +25,9 @@ ROLE = "app"
 SERVER = "main"
 NOISE, QUIET = 32.0, 6.0  # seconds in CI
 SOAK = 15 * 60.0  # seconds of noise for each of four runs in `make soak`
-CONVERGED = 30.0  # seconds after the noise within which nearly all shall be granted again; red after four times that,
-# for two cores are shared by all of this: what was reached is told beside the goal
+# Seconds after the noise within which nearly all shall be granted again. Told beside what was reached; red after four
+# times that: two cores are shared by all of this.
+CONVERGED = 30.0
 
 Report = Callable[[str], None]
 

@@ -25,7 +25,7 @@ SERVER = "main"
 BUDGET = 24
 HEADROOM = 100 - 3 - 2 - BUDGET  # 3 are the superuser's, 2 the operator's own
 RESERVE = 1  # connections of each pool, for a surge pod: one per database
-# Seconds (p50), of which 0.6 are linger. Told beside what was reached; red only far beyond: two cores are shared by all.
+# Seconds (p50), 0.6 of them linger. Told beside what was reached; red only far beyond: two cores are shared by all.
 GOAL, GOAL_WITHOUT_POST = 1.0, 2.5
 REDIVISIONS = 50
 WEIGHT = 3 * 11 * 13  # of pool a while b's changes: every share of the test is then exact
