@@ -135,7 +135,8 @@ def run(place: Place, report: Report, mode: str, witnessed: bool, noise: float) 
         f"({judged.closest} % of what was allowed; budgets {max(BUDGETS)} and {min(BUDGETS)}), "
         f"{len(judged.excesses)} above it, of which {len(judged.excesses) - len(judged.unexplained)} a leaving backend "
         f"beside its successor; {len(refused)} logins refused; {len(steps.all)} versions of the ledger; "
-        f"95 % granted after {granted_after:.1f} s (goal {CONVERGED:.0f}), {100 * use:.0f} % of what can be in use when quiet (median); "
+        f"95 % granted after {granted_after:.1f} s (goal {CONVERGED:.0f}), "
+        f"{100 * use:.0f} % of what can be in use when quiet (median); "
         f"{sum(chaos.done.values())} operations: {', '.join(f'{n} {what}' for what, n in sorted(chaos.done.items()))}; "
         f"{chaos.queries} queries, {sum(chaos.failures.values())} failed"
     )
