@@ -1,7 +1,6 @@
 """Reading API objects in the one way that decisions rely on."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -15,19 +14,31 @@ from tests.unit.explain_fixtures import Body, pod, pool
 DELETED = "2027-01-15T08:00:00Z"
 
 
-def stopped(reason: str = "Completed", container: str = names.PGBOUNCER_CONTAINER, **status: Any) -> Body:
-    state = {"name": container, "state": {"terminated": {"reason": reason}}}
-    return pod("p1", status={"containerStatuses": [state], **status})
+def stopped(reason: str = "Completed", agent: str = "Completed", phase: str = "Succeeded") -> Body:
+    def status(name: str, why: str) -> Body:
+        return {"name": name, "state": {"terminated": {"reason": why}} if why else {"running": {}}}
+
+    return pod(
+        "p1",
+        status={
+            "phase": phase,
+            "initContainerStatuses": [status(names.AGENT_CONTAINER, agent)],
+            "containerStatuses": [status(names.PGBOUNCER_CONTAINER, reason)],
+        },
+    )
 
 
 @pytest.mark.parametrize(
     ("body", "deleted", "gone"),
     [
         (stopped(), True, True),
-        (stopped(phase="Failed"), False, True),
-        (stopped(), False, False),  # the kubelet will start it again
+        (stopped(phase="Failed"), False, True),  # evicted
+        (stopped(phase="Running"), False, False),  # the kubelet will start it again
+        (stopped("Error", phase="Running"), True, False),  # it crashed, and may run again when the deletion comes
+        (stopped("Error", agent="", phase="Running"), True, False),
+        (stopped(agent="", phase="Failed"), True, False),
         (stopped(LOST_BY_KUBELET), True, False),
-        (stopped(container=names.AGENT_CONTAINER), True, False),
+        (stopped(reason=""), True, False),
         (pod("p1", status={"phase": "Failed"}), True, False),  # by phase alone
     ],
 )

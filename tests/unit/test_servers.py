@@ -112,8 +112,9 @@ def pod_body(uid: str, node: str = "node-1", deleting: bool = False, state: Body
     }
     if deleting:
         metadata["deletionTimestamp"] = "2027-01-01T00:01:00Z"
-    statuses = [{"name": "pgbouncer", "state": state or {"running": {}}}]
-    status = {"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": statuses}
+    statuses = [{"name": name, "state": state or {"running": {}}} for name in ("pgbouncer", "agent")]
+    phase = "Succeeded" if state == TERMINATED else "Running"
+    status = {"phase": phase, "podIP": "10.0.0.7", "containerStatuses": statuses}
     return {"metadata": metadata, "spec": {"nodeName": node}, "status": status}
 
 

@@ -52,7 +52,7 @@ class Pod:
     created: float  # metadata.creationTimestamp
     terminating: bool  # has a deletionTimestamp
     scheduled: bool  # spec.nodeName is set
-    ended: bool  # known gone: the kubelet wrote `terminated` for pgbouncer and will not start it again
+    ended: bool  # known gone, by the kubelet's word (plan/seen.py)
     ready: bool
     ip: str
     server: str  # annotation poolfleet.dev/server

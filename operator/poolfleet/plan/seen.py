@@ -24,17 +24,20 @@ GHOST_MARGIN: Final = 60.0  # seconds beyond a pool's drain timeout that a vanis
 
 
 def ended(body: Body) -> bool:
-    """Whether a pod is known gone: the kubelet wrote `terminated` for its PgBouncer and will not start it again.
+    """Whether a pod is known gone: the kubelet wrote `terminated` for PgBouncer and for the agent, which it stops last,
+    and a phase that is the last one.
 
-    Never by phase alone (the garbage collector writes that without the kubelet), nor by the object having vanished
-    (design section 3).
+    PgBouncer's `terminated` alone may be of a crash: the kubelet may have started it again before it heard of the pod's
+    deletion, and say so later. Nor is it the phase alone (the garbage collector writes that without the kubelet), nor
+    that the object has vanished (design section 3).
     """
     status = body.get("status") or {}
-    containers = {c.get("name"): c for c in status.get("containerStatuses") or ()}
-    terminated = (containers.get(names.PGBOUNCER_CONTAINER, {}).get("state") or {}).get("terminated")
-    if not terminated or terminated.get("reason") == LOST_BY_KUBELET:
+    if status.get("phase") not in ("Failed", "Succeeded"):
         return False
-    return bool(body["metadata"].get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded")
+    statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    terminated = {c.get("name"): (c.get("state") or {}).get("terminated") for c in statuses}
+    ends = [terminated.get(name) for name in (names.PGBOUNCER_CONTAINER, names.AGENT_CONTAINER)]
+    return all(end is not None and end.get("reason") != LOST_BY_KUBELET for end in ends)
 
 
 def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
