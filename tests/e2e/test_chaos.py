@@ -182,8 +182,8 @@ def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, flo
         late = str(error)
         await_granted(3 * CONVERGED, "nearly all granted again")
     granted_after = time.time() - calm
-    chaos.await_rollouts(120)
-    await_granted(CONVERGED, "nearly all granted after the last rollout")
+    chaos.await_rollouts(240)
+    await_granted(3 * CONVERGED, "nearly all granted after the last rollout")
     time.sleep(2)  # the last grants are used
     quiet = time.time()
     while time.time() < quiet + QUIET:
