@@ -259,8 +259,8 @@ def starving_surge(switches: Switches) -> None:
     assert new.loaded.get("a", 0) >= 1, "the surge pod never gets its first grant"
 
 
-def unaccounted(switches: Switches) -> None:
-    """10: backends that no PgBouncer counts are not free; Operator.write asserts it."""
+def _with_lost_backends(switches: Switches) -> tuple[Stage, ModelPod]:
+    """A pod of 3, and 3 backends of its last PgBouncer that PostgreSQL shows and nobody counts."""
     stage = Stage(20, switches=switches)
     (pod,) = up(stage, 1)
     stage.world.set_budget(4, 0)
@@ -272,7 +272,22 @@ def unaccounted(switches: Switches) -> None:
     for _ in range(2):
         stage.operators[0].read_sessions()
         stage.world.tick(5.0)
+    return stage, pod
+
+
+def unaccounted(switches: Switches) -> None:
+    """10: backends that no PgBouncer counts are not free; Operator.write asserts it."""
+    stage, pod = _with_lost_backends(switches)
     stage.world.set_budget(6, 0)
+    stage.rounds(4, pod)
+
+
+def unaccounted_beside_a_newcomer(switches: Switches) -> None:
+    """10: the same while pods that have accepted nothing yet answer that they hold nothing: they explain none."""
+    stage, pod = _with_lost_backends(switches)
+    stage.world.set_budget(7, 0)
+    stage.pod()
+    stage.pod()
     stage.rounds(4, pod)
 
 

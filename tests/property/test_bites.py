@@ -150,6 +150,15 @@ def _unaccounted_are_free(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(World, "unaccounted", lambda world, ledger: 0)
 
 
+def _newcomers_explain_sessions(patch: pytest.MonkeyPatch) -> None:
+    def unaccounted(world: World, ledger: Ledger) -> int:
+        asked = {pod.uid for pod in world.pods if world.answers(pod)}
+        silent = sum(entry.bound for entry in ledger.entries if entry.pod not in asked)
+        return max(0, sum(world.sessions.orphans.values()) - silent) if world.sessions is not None else 0
+
+    patch.setattr(World, "unaccounted", unaccounted)
+
+
 def _cut_is_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plan._Step, "lower", lambda step: None)
 
@@ -171,6 +180,7 @@ IN_THE_PLAN: list[tuple[Patch, Scenario]] = [
     (_only_revisions_tell_a_loss, scenarios.stale_first_grant_after_loss),
     (_no_reserve, scenarios.starving_surge),
     (_unaccounted_are_free, scenarios.unaccounted),
+    (_newcomers_explain_sessions, scenarios.unaccounted_beside_a_newcomer),
     (_cut_is_ignored, scenarios.cut),
 ]
 

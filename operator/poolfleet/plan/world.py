@@ -114,10 +114,13 @@ class World:
         return sum(rest.connections for rest in rests if self.rests_until(rest) > self.now)
 
     def unaccounted(self, ledger: Ledger) -> int:
-        """Sessions of the pools' roles that neither an agent accounts for nor a pod that cannot be asked might hold."""
+        """Sessions of the pools' roles that neither an agent accounts for nor a pod that cannot be asked might hold.
+
+        A pod that answers, be it before its first grant, explains none: its own sessions are known by their pids.
+        """
         if self.sessions is None:
             return 0
-        asked = {pod.uid for pod in self.pods if self.answers(pod) and not pod.ended}
+        asked = {pod.uid for pod in self.pods if pod.state is not None and not pod.ended}
         silent = sum(entry.bound for entry in ledger.entries if entry.pod not in asked)
         return max(0, sum(self.sessions.orphans.values()) - silent)
 
