@@ -24,8 +24,10 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 SCENARIOS: list[Scenario] = [
     function
-    for function in vars(scenarios).values()
-    if inspect.isfunction(function) and list(inspect.signature(function).parameters) == ["switches"]
+    for name, function in vars(scenarios).items()
+    if not name.startswith("_")
+    and inspect.isfunction(function)
+    and list(inspect.signature(function).parameters) == ["switches"]
 ]
 
 
