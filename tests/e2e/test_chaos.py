@@ -183,6 +183,8 @@ def noise_and_calm(chaos: Chaos, steps: Steps, noise: float) -> tuple[float, flo
         await_granted(3 * CONVERGED, "nearly all granted again")
     granted_after = time.time() - calm
     chaos.await_rollouts(240)
+    # What comes free when a ghost is gone is in use a moment later: quiet is only when that is over, too.
+    kit.await_until(lambda: not steps.last.ghosts, 3 * CONVERGED, "no ghost is left")
     await_granted(3 * CONVERGED, "nearly all granted after the last rollout")
     time.sleep(2)  # the last grants are used
     quiet = time.time()

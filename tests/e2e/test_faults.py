@@ -338,6 +338,8 @@ def test_when_the_leader_is_killed_the_other_one_carries_on(
     shop: kit.Pool, target: kit.Target, clients: kit.Clients, ledger_of_shop: Versions, report: Report
 ) -> None:
     kubectl, before = shop.kubectl, len(ledger_of_shop.all())
+    both_run = ("-n", kit.SYSTEM_NAMESPACE, "rollout", "status", "deployment/poolfleet", "--timeout=60s")
+    kubectl.run(*both_run, timeout=70)
     first = kit.await_until(lambda: leader(kubectl), 30, "somebody leads")
     with clients_that_notice_nothing(clients, target.through(shop)):
         begun = time.time()
@@ -353,7 +355,7 @@ def test_when_the_leader_is_killed_the_other_one_carries_on(
     # the new leader has to hear from every pod first, and takes nothing from those that serve meanwhile
     assert {entry["grant"] for version in ledger_of_shop.all()[before:] for entry in entries(version)} == {GRANTS[2]}
     assert took_over <= 30  # 15 s for the Lease to run out, two retry periods, and a busy node
-    kubectl.run("-n", kit.SYSTEM_NAMESPACE, "rollout", "status", "deployment/poolfleet", "--timeout=60s", timeout=70)
+    kubectl.run(*both_run, timeout=70)
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
