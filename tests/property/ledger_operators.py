@@ -88,7 +88,7 @@ class Operator:
             ended=pod.ended,
             ready=pod.ready_since is not None,
             ready_since=pod.ready_since,
-            ip="",
+            ip=f"10.0.0.{pod.uid.removeprefix('pod-')}" if pod.scheduled else "",
             server=SERVER,
             directive=pod.annotation,
             pool=pod.pool,
@@ -180,6 +180,9 @@ class Operator:
             silent = sum(e.bound for e in after.entries if (p := seen_pod(seen, e.pod)) is None or p.state is None)
             blind = max(0, sum(self.sessions.orphans.values()) - silent) if seen.sessions and self.sessions else 0
             assert after.bound + blind <= may, f"{blind} sessions that nobody accounts for were handed out again"
+        for pool in {entry.pool for entry in after.entries}:
+            leases = {entry.pod: entry.peer for entry in after.of_pool(pool) if entry.peer and entry.gone_since is None}
+            assert len(set(leases.values())) == len(leases), f"two pods have one peer_id: {leases}"
         kept = {entry.pod for entry in after.entries}
         for entry in before.entries:
             pod = world.pods[entry.pod]

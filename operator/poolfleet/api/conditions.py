@@ -10,6 +10,7 @@ STALLED: Final = "Stalled"
 SERVER_REACHABLE: Final = "ServerReachable"
 BUDGET_SATISFIED: Final = "BudgetSatisfied"
 CREDENTIALS_CURRENT: Final = "CredentialsCurrent"
+AUTOSCALING_LIMITED: Final = "AutoscalingLimited"  # only on a pool with spec.autoscaling
 
 
 class Reason:
@@ -31,6 +32,14 @@ class Reason:
     LOADING: Final = "Loading"
     SHRINKING: Final = "Shrinking"
     UNKNOWN: Final = "Unknown"
+    # autoscaling
+    WITHIN_LIMITS: Final = "WithinLimits"
+    TOO_FEW_REPLICAS: Final = "TooFewReplicas"  # maxReplicas is less than what the clients ask for
+    TOO_MANY_REPLICAS: Final = "TooManyReplicas"  # minReplicas is more
+    BUDGET_LIMITED: Final = "BudgetLimited"  # the budget cannot feed more replicas
+    SCALED_UP: Final = "ScaledUp"
+    SCALED_DOWN: Final = "ScaledDown"
+    CLIENTS_CUT: Final = "ClientsCut"  # a drain's time was over while clients were still there
     # the user can mend it
     INVALID_SPEC: Final = "InvalidSpec"
     SECRET_NOT_FOUND: Final = "SecretNotFound"

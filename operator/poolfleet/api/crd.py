@@ -195,7 +195,7 @@ def pgpool_crd() -> dict[str, Any]:
         PgPool,
         [
             _ready("Whether a client that connects now gets a query through."),
-            _column("Replicas", ".spec.replicas", "Pods wanted."),
+            _column("Replicas", ".status.desiredReplicas", "Pods wanted."),
             _column("Ready replicas", ".status.readyReplicas", "Pods that take clients."),
             _column("Granted", ".status.connections.granted", "Server connections that the pods may hold now."),
             _column("Budget", ".status.connections.budget", "Server connections that the pool may hold at most."),

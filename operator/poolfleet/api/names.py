@@ -29,6 +29,7 @@ LABEL_WATCH: Final = f"{GROUP}/watch"
 DIRECTIVE: Final = f"{GROUP}/directive"  # on a pod: the one message to its agent
 SERVER_UID: Final = f"{GROUP}/server"  # on the pod template: the PgServer's UID; another server means other pods
 APPLIED_HASH: Final = f"{GROUP}/applied-hash"  # on a child: hash of what the operator last applied
+DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"  # on a pod: a scale-down takes the cheapest first
 ROLLED: Final = f"{GROUP}/rolled"  # on a Deployment: what its pod template was made of (JSON)
 
 # The pod.

@@ -26,7 +26,7 @@ from poolfleet.api.base import (
 )
 from poolfleet.api.network import NetworkPolicy as NetworkPolicy
 from poolfleet.api.network import Service as Service
-from poolfleet.api.pgserver import MAX_CONNECTIONS, PgServerSpec
+from poolfleet.api.pgserver import MAX_CONNECTIONS, Instant, PgServerSpec
 
 PoolMode = Literal["transaction", "session", "statement"]
 AgentUpdate = Literal["OnRollout", "Immediately"]
@@ -142,6 +142,43 @@ class Drain(Model):
     )
 
 
+class Autoscaling(Model):
+    """The number of pods, from the clients that the pods see and the CPU that PgBouncer uses."""
+
+    rules = (
+        Rule(
+            "self.maxReplicas >= self.minReplicas",
+            "maxReplicas must not be smaller than minReplicas",
+            lambda autoscaling: autoscaling.max_replicas >= autoscaling.min_replicas,
+        ),
+    )
+
+    min_replicas: Annotated[StrictInt, Field(ge=1, le=100)] = Field(default=2, description="Number of pods at least.")
+    max_replicas: Annotated[StrictInt, Field(ge=1, le=100)] = Field(default=8, description="Number of pods at most.")
+    target_clients_per_replica: Annotated[StrictInt, Field(ge=1, le=1000000)] = Field(
+        default=1000, description="Clients, connected or waiting, that one pod shall have."
+    )
+    target_cpu_utilization_percentage: Annotated[StrictInt, Field(ge=10, le=100)] = Field(
+        default=70,
+        alias="targetCPUUtilizationPercentage",
+        description="CPU that the PgBouncer of one pod shall use, in percent of one core: it is single-threaded.",
+    )
+    scale_down_stabilization_seconds: Annotated[StrictInt, Field(ge=0, le=3600)] = Field(
+        default=300, description="Pods are given up only for as many as were not needed at any time in these seconds."
+    )
+
+
+class ClientRebalance(Model):
+    """Moving idle clients from crowded pods to others, by closing their connections."""
+
+    idle_seconds: Annotated[StrictInt, Field(ge=1, le=3600)] = Field(
+        default=10, description="Only clients that have asked for nothing in these seconds."
+    )
+    max_percent: Annotated[StrictInt, Field(ge=1, le=100)] = Field(
+        default=10, description="At most so much of a pod's clients within ten seconds."
+    )
+
+
 # A pattern, not a Rule: CEL takes an int-or-string for megabytes long, whatever maxLength says, and in a map it is over
 # the cost limit.
 ParameterValue = StrictInt | Annotated[StrictStr, Field(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
@@ -216,6 +253,16 @@ class PgPoolSpec(Model):
         "be lost: ceil(n / max(1, replicas - 1)).",
     )
     replicas: Annotated[StrictInt, Field(ge=0, le=100)] = Field(default=2, description="Number of pods.")
+    autoscaling: Autoscaling | None = Field(
+        default=None,
+        description="Let the operator choose the number of pods; spec.replicas is ignored then. Left out: spec.replicas "
+        "counts, which is the target of `kubectl scale`, a HorizontalPodAutoscaler or KEDA.",
+    )
+    client_rebalance: ClientRebalance | None = Field(
+        default=None,
+        description="Close idle clients of crowded pods, so that they connect anew and get to pods with fewer. An "
+        "application that does not check its connections sees an error. Left out: nobody is moved.",
+    )
     paused: Flag = Field(
         default=False,
         description="Leave the pool's objects as they are, for work by hand. Connections stay bounded meanwhile.",
@@ -245,6 +292,8 @@ class Clients(Model):
 
     active: Count | None = Field(default=None, description="Clients that are connected and not waiting.")
     waiting: Count | None = Field(default=None, description="Clients that wait for a server connection.")
+    pod_min: Count | None = Field(default=None, description="Clients of the ready pod that has the fewest.")
+    pod_max: Count | None = Field(default=None, description="Clients of the ready pod that has the most.")
 
 
 class Connections(Model):
@@ -291,6 +340,18 @@ class Agent(Model):
     )
 
 
+class AutoscalingStatus(Model):
+    """The last decision on the number of pods."""
+
+    reason: Annotated[StrictStr, Field(max_length=64)] | None = Field(
+        default=None, description="Why that many pods are wanted, in one word."
+    )
+    message: Annotated[StrictStr, Field(max_length=2048)] | None = Field(
+        default=None, description="The same with the numbers it was decided on."
+    )
+    last_scale_time: Instant | None = Field(default=None, description="When the number last changed.")
+
+
 class PgPoolStatus(Model):
     """What the operator knows of the fleet. Written by the operator only."""
 
@@ -298,6 +359,9 @@ class PgPoolStatus(Model):
         default=None, description="metadata.generation of the spec that this status speaks about."
     )
     replicas: Count | None = Field(default=None, description="Pods of the fleet.")
+    desired_replicas: Count | None = Field(
+        default=None, description="Pods wanted: spec.replicas, or what autoscaling has decided."
+    )
     ready_replicas: Count | None = Field(default=None, description="Pods that take clients.")
     selector: Annotated[StrictStr, Field(max_length=4096)] | None = Field(
         default=None, description="Label selector of the pods, for the scale subresource."
@@ -311,8 +375,12 @@ class PgPoolStatus(Model):
     endpoint: Endpoint | None = Field(default=None, description="Where clients connect to.")
     binding: Binding | None = Field(default=None, description="The Secret for applications.")
     agent: Agent | None = Field(default=None, description="The agent beside each PgBouncer.")
+    autoscaling: AutoscalingStatus | None = Field(
+        default=None, description="The last decision, where spec.autoscaling is set."
+    )
     conditions: list[Condition] | None = conditions_field(
-        "Ready, Reconciling, Stalled (kstatus), ServerReachable, BudgetSatisfied, CredentialsCurrent."
+        "Ready, Reconciling, Stalled (kstatus), ServerReachable, BudgetSatisfied, CredentialsCurrent, "
+        "AutoscalingLimited (with spec.autoscaling)."
     )
 
 

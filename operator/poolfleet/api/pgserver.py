@@ -270,6 +270,9 @@ class LedgerEntry(Model):
     gone_since: Instant | None = Field(
         default=None, description="When the pod was first missed without proof that its PgBouncer has ended."
     )
+    peer: Count | None = Field(
+        default=None, description="PgBouncer's peer_id of the pod, by which query cancels find it."
+    )
 
 
 class Resting(Model):

@@ -6,12 +6,15 @@ Standard library only: the agent imports this. JSON objects; the MAC is HMAC-SHA
 
 import hashlib
 import hmac
+import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 PROTOCOL_VERSION: Final = 1
+MAX_PEER: Final = 16383
+"""PgBouncer's largest peer_id (facts/pgbouncer.md 5)."""
 
 
 class WireError(ValueError):
@@ -68,6 +71,15 @@ def tombstone(key: bytes, username: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """Which clients an agent shall close, so that they come back by the Service and get to other pods."""
+
+    above: int  # only while the pod has more clients than this
+    idle: int  # seconds since a client's last request, at least
+    percent: int  # of the pod's clients, at most so many within ten seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Directive:
     """One order to one agent: connections per database, and the configuration to load."""
 
@@ -77,11 +89,14 @@ class Directive:
     config: str  # config_hash of the Secret x-config to load
     grant: Mapping[str, int]  # database -> connections; a database that is not here is not served
     share: Mapping[str, int] = field(default_factory=dict)  # what this pod shall reach; readiness wants half of it
+    peer: int = 0  # PgBouncer's peer_id of this pod, 0: none
+    peers: Mapping[str, str] = field(default_factory=dict)  # peer_id -> IP of all pods of the pool, this one included
+    move: Move | None = None  # None: no client is closed to move it
     v: int = PROTOCOL_VERSION
 
     def to_message(self) -> dict[str, Any]:
         """The directive as the JSON object of design section 4 (without the MAC)."""
-        return {
+        message: dict[str, Any] = {
             "v": self.v,
             "server": self.server,
             "pod": self.pod,
@@ -90,6 +105,11 @@ class Directive:
             "grant": dict(self.grant),
             "share": dict(self.share),
         }
+        if self.peer:
+            message |= {"peer": self.peer, "peers": dict(self.peers)}
+        if self.move is not None:
+            message["move"] = {"above": self.move.above, "idle": self.move.idle, "percent": self.move.percent}
+        return message
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> "Directive":
@@ -109,6 +129,9 @@ class Directive:
             config=message["config"],
             grant=_counts(message, "grant", least=1),
             share=_counts(message, "share", least=0) if "share" in message else {},
+            peer=_peer(message.get("peer", 0)),
+            peers=_peers(message.get("peers", {})),
+            move=_move(message.get("move")),
             v=message["v"],
         )
 
@@ -122,6 +145,34 @@ def _counts(message: Mapping[str, Any], name: str, least: int) -> dict[str, int]
     if not isinstance(counts, dict) or not all(_is_count(n) and n >= least for n in counts.values()):
         raise WireError(f"member {name!r} is missing or holds no counts of at least {least}")
     return dict(counts)
+
+
+def _peer(value: object) -> int:
+    if not _is_count(value) or not isinstance(value, int) or value > MAX_PEER:
+        raise WireError(f"peer {value!r} is no peer_id")
+    return value
+
+
+def _peers(value: object) -> dict[str, str]:
+    """peer_id -> address. Only what an address can be goes into PgBouncer's file."""
+    if not isinstance(value, dict):
+        raise WireError("member 'peers' is no object")
+    for peer, address in value.items():
+        try:
+            known = 1 <= int(peer) <= MAX_PEER and bool(ipaddress.ip_address(address))
+        except (TypeError, ValueError):
+            known = False
+        if not known:
+            raise WireError(f"peer {peer!r} has no peer_id or no IP address")
+    return dict(value)
+
+
+def _move(value: object) -> Move | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(_is_count(value.get(name)) for name in ("above", "idle", "percent")):
+        raise WireError("member 'move' holds no counts above, idle and percent")
+    return Move(value["above"], value["idle"], value["percent"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +206,11 @@ class AgentState:
     max_wait: float = 0.0  # seconds that the first waiting client has waited
     pids: tuple[int, ...] = ()  # backend pids of the server connections (SHOW SERVERS.remote_pid)
     draining: bool = False
+    cut: int = 0  # clients that were still there when the drain's time was over, and lost their connection
+    moved: int = 0  # clients closed to move them to other pods, since this PgBouncer started
+    cpu: float | None = (
+        None  # CPU that PgBouncer used over the last seconds, in cores (it can use one); None: not known
+    )
     ready: bool = False
     version: str = ""  # of the agent
     pgbouncer: str = ""  # SHOW VERSION
@@ -189,6 +245,9 @@ class AgentState:
             "maxWait": self.max_wait,
             "pids": list(self.pids),
             "draining": self.draining,
+            "cut": self.cut,
+            "moved": self.moved,
+            "cpu": self.cpu,
             "ready": self.ready,
             "version": self.version,
             "pgbouncer": self.pgbouncer,
@@ -224,6 +283,9 @@ class AgentState:
                 max_wait=float(m.get("maxWait", 0.0)),
                 pids=tuple(int(p) for p in m.get("pids", ())),
                 draining=bool(m.get("draining", False)),
+                cut=int(m.get("cut", 0)),
+                moved=int(m.get("moved", 0)),
+                cpu=None if m.get("cpu") is None else float(m["cpu"]),
                 ready=bool(m.get("ready", False)),
                 version=str(m.get("version", "")),
                 pgbouncer=str(m.get("pgbouncer", "")),

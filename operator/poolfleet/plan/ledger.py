@@ -16,23 +16,30 @@ and the rules are few (design section 3; each one closes a run in which a model 
 * Sessions of the pools' roles that no agent accounts for are not free.
 * One connection per database of each pool stays in its reserve, so that a surge pod can always start.
 
+The directive carries two things that are not connections, and the ledger leases one of them: the pod's `peer`, by which
+a query cancel that another pod got finds its way (PgBouncer's peer_id). It stays the pod's as long as it has entries.
+
 Who shall reach what is decided in plan/shares.py. Here `advance` takes the world as observed and returns the next
 ledger; `orders` says what to tell whom once it is written. Whoever calls them writes the ledger by compare-and-set and
 tells only after that write (controller/servers.py).
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Final
 
 from poolfleet.api.names import LINGER_SECONDS
-from poolfleet.api.wire import AgentState, Directive
+from poolfleet.api.wire import AgentState, Directive, Move
 from poolfleet.plan.model import Pod
+from poolfleet.plan.moving import move
+from poolfleet.plan.peers import peers, unused
 from poolfleet.plan.shares import DRAIN_CUT_SECONDS, MOVE_SECONDS, NEW_SECONDS, divide_budget
 from poolfleet.plan.world import Entry, Ledger, Rest, World, highest_revision
 
 UNVERIFIED_SECONDS: Final = 5.0  # a shrink unproved for this long is asked of the next donor as well
 NUDGE_SECONDS: Final = 3.0  # a directive unanswered for this long is sent anew: touching the pod wakes the kubelet
+PEERS_SECONDS: Final = 2.0  # a pod is told of its peers alone at most this often: many may come at once
+CLIENTS_SECONDS: Final = 10.0  # likewise of the clients that it shall give up
 GHOST_QUIET_SECONDS: Final = 20.0  # a ghost of which every look at PostgreSQL showed nothing for so long has ended
 REVISION_GAP: Final = 1000  # how far a rebuilt ledger jumps ahead of every revision seen
 OBSERVED_SAMPLES: Final = 2  # samples that make a proof
@@ -54,25 +61,40 @@ def advance(world: World) -> Ledger:
         step.lower()
         step.raise_grants()
     step.reissue()
+    step.lease()
     return step.result()
 
 
 def orders(world: World, ledger: Ledger) -> list[tuple[Pod, Directive]]:
     """The directives that pods should carry under the written `ledger` and do not carry yet."""
-    fair = divide_budget(world, ledger).fair
-    due = []
+    behind = []
     for pod in world.pods:
         entries = ledger.of_pod(pod.uid)
         if not entries or pod.ended or pod.server != world.server:
             continue
         revision = max(entry.revision for entry in entries)
         annotated = pod.directive.get("rev", 0) if pod.directive.get("server") == world.server else 0
-        if annotated >= revision:
-            continue
+        if annotated < revision:
+            behind.append((pod, revision))
+    if not behind:
+        return []
+    fair = divide_budget(world, ledger).fair
+    due = []
+    for pod, revision in behind:
         wish = world.wish_of(pod.pool)
-        grant = {entry.database: entry.grant for entry in entries if entry.grant}
-        share = {name: fair.get((pod.uid, name), count) for name, count in grant.items()}
-        due.append((pod, Directive(world.server, pod.uid, revision, wish.config if wish else "", grant, share)))
+        grant = {entry.database: entry.grant for entry in ledger.of_pod(pod.uid) if entry.grant}
+        directive = Directive(
+            server=world.server,
+            pod=pod.uid,
+            rev=revision,
+            config=wish.config if wish else "",
+            grant=grant,
+            share={name: fair.get((pod.uid, name), count) for name, count in grant.items()},
+            peer=max(entry.peer for entry in ledger.of_pod(pod.uid)),
+            peers=peers(world, ledger, pod.pool),
+            move=move(world, pod),
+        )
+        due.append((pod, directive))
     return due
 
 
@@ -93,7 +115,12 @@ def wake_at(world: World, ledger: Ledger) -> float | None:
         elif pod.terminating:
             times.append(entry.since + DRAIN_CUT_SECONDS)
         else:
-            times += [entry.since + MOVE_SECONDS, entry.since + NUDGE_SECONDS, (pod.ready_since or 0.0) + NEW_SECONDS]
+            times += [
+                entry.since + MOVE_SECONDS,
+                entry.since + CLIENTS_SECONDS,
+                entry.since + NUDGE_SECONDS,
+                (pod.ready_since or 0.0) + NEW_SECONDS,
+            ]
     times = [time for time in times if time > world.now]
     return min(times) if times else None
 
@@ -136,7 +163,9 @@ def rebuild(world: World) -> Ledger:
                     grant = min(grant, loaded) if name in told else loaded
             elif pod.server == world.server:
                 grant = loaded or (before[name].grant if name in before else 0)
-            known[pod.uid, name] = Entry(pod.uid, pod.name, pod.pool, name, bound, grant, revision, world.now)
+            peer = int(pod.directive.get("peer", 0)) or max((entry.peer for entry in before.values()), default=0)
+            entry = Entry(pod.uid, pod.name, pod.pool, name, bound, grant, revision, world.now, peer=peer)
+            known[pod.uid, name] = entry
     return Ledger(revision, tuple(known.values()), world.ledger.resting, world.now)
 
 
@@ -177,6 +206,10 @@ def unproved(world: World, ledger: Ledger) -> list[str]:
     )
 
 
+def _shown(told: Move | None) -> dict[str, int] | None:
+    return None if told is None else asdict(told)
+
+
 class _Step:
     """One step under construction: the entries by (pod, database), and which pods need a new directive."""
 
@@ -206,8 +239,8 @@ class _Step:
         """Drop the entries of pods that are known to be gone, and of ghosts once they are proved or given up."""
         for key, entry in list(self.entries.items()):
             pod = self.pods.get(entry.pod)
-            missing = pod is None and entry.pod not in self.world.answering  # who still answers is not gone
-            answers = not missing and (pod is None or pod.state is not None)
+            answers = entry.pod in self.world.answering if pod is None else pod.state is not None
+            missing = pod is None and not answers  # who still answers is not gone
             off = entry.pod in self.world.off and not answers
             if (pod is not None and pod.ended) or off or (missing and self.is_over(entry)):
                 del self.entries[key]
@@ -305,7 +338,7 @@ class _Step:
                 kept[wish.pool] = min(wish.reserve, max(0, room[wish.pool]))
                 self.told.add(pod.uid)
         left -= sum(kept.values())
-        wanted = divide_budget(self.world, self.ledger()).targets
+        wanted = (divide_budget(self.world, self.ledger()) if self.told else division).targets
         below = [key for key, entry in self.entries.items() if entry.grant < wanted.get(key, 0)]
         for wish in self.world.wishes if self.world.blocked else ():
             below = [k for k in below if self.entries[k].pool != wish.pool or not self.world.held_back(wish, k[1])]
@@ -317,8 +350,22 @@ class _Step:
                 self.entries[key] = replace(entry, grant=grant, bound=max(entry.bound, grant))
                 self.told.add(entry.pod)
 
+    def lease(self) -> None:
+        """Give a peer_id to each pod that is told something and has none: one that no entry of its pool has."""
+        for uid in sorted(self.told):
+            mine = [entry for entry in self.entries.values() if entry.pod == uid]
+            peer = max((entry.peer for entry in mine), default=0)
+            if mine and not peer:
+                others = {entry.peer for entry in self.entries.values() if entry.pool == mine[0].pool}
+                peer = unused(others, self.world.ledger.revision)
+            for entry in mine:
+                self.entries[entry.pod, entry.database] = replace(entry, peer=peer)
+
     def reissue(self) -> None:
-        """Give a new revision to directives that name an old configuration, or that nobody has answered."""
+        """Give a new revision to directives that name an old configuration, other peers or clients, or that nobody has
+        answered."""
+        ledger = self.ledger()
+        of_pool = {pool: peers(self.world, ledger, pool) for pool in {entry.pool for entry in ledger.entries}}
         for uid in {entry.pod for entry in self.entries.values()}:
             pod = self.pods.get(uid)
             if pod is None or pod.ended or pod.server != self.world.server or uid in self.told:
@@ -330,7 +377,13 @@ class _Step:
             age = self.world.now - max(entry.since for entry in entries)
             if not pod.directive or pod.directive.get("rev") != revision:
                 continue  # not told yet
-            if config and pod.directive.get("config") != config:
+            other_peers = pod.directive.get("peers", {}) != of_pool[pod.pool]
+            other_clients = pod.directive.get("move") != _shown(move(self.world, pod))
+            if (
+                (config and pod.directive.get("config") != config)
+                or (age >= PEERS_SECONDS and other_peers)
+                or (age >= CLIENTS_SECONDS and other_clients)
+            ):
                 self.told.add(uid)
             elif pod.state is not None and age >= NUDGE_SECONDS:
                 unloaded = pod.state.config != config and not pod.state.config_error

@@ -3,6 +3,7 @@
 What decides about connections must read the objects in one way, whoever asks: the operator or `kubectl pgpool`.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -69,8 +70,14 @@ def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
         pool=f"{metadata['namespace']}/{(metadata.get('labels') or {}).get(names.LABEL_POOL, '')}",
         ready_since=seconds(ready.get("lastTransitionTime")) if is_ready else None,
         node=str(spec.get("nodeName") or ""),
+        deletion_cost=_cost(annotations.get(names.DELETION_COST)),
         state=state,
     )
+
+
+def _cost(text: object) -> int:
+    """What the ReplicaSet's controller reads in that annotation: a whole number, else it counts as 0."""
+    return int(text) if isinstance(text, str) and re.fullmatch(r"-?[0-9]{1,9}", text) else 0
 
 
 def with_caps(

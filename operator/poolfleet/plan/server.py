@@ -60,6 +60,7 @@ def read_ledger(status: Mapping[str, Any]) -> Ledger:
                 revision=int(e["revision"]),
                 since=seconds(e["since"]),
                 gone_since=seconds(e["goneSince"]) if e.get("goneSince") else None,
+                peer=int(e.get("peer", 0)),
             )
             for e in data.get("entries") or ()
         ),
@@ -83,6 +84,7 @@ def write_ledger(ledger: Ledger) -> JsonObject:
                 "revision": e.revision,
                 "since": timestamp(e.since),
                 **({"goneSince": timestamp(e.gone_since)} if e.gone_since is not None else {}),
+                **({"peer": e.peer} if e.peer else {}),
             }
             for e in sorted(ledger.entries, key=lambda e: (e.pool, e.pod, e.database))
         ],

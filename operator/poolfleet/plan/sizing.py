@@ -22,6 +22,7 @@ class PoolWish:
     most: int | None = None  # spec.share.max, in connections
     caps: Mapping[str, int] = field(default_factory=dict)  # database -> most connections PostgreSQL itself would allow
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  # database -> roles that its pods log in as
+    move: tuple[int, int] | None = None  # spec.clientRebalance: idle seconds, percent; None: clients are not moved
 
     @property
     def reserve(self) -> int:

@@ -27,6 +27,7 @@ class Entry:
     revision: int
     since: float  # when `revision` was written
     gone_since: float | None = None  # when the pod was first missed
+    peer: int = 0  # PgBouncer's peer_id of the pod, leased for as long as it has entries; 0: it has none
 
 
 @dataclass(frozen=True, slots=True)
