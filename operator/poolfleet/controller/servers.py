@@ -117,7 +117,7 @@ def _pools(context: Context, view: ServerView, after: Ledger, old: Iterable[Body
     lines = server.pool_lines(view, after, divide_budget(view.world, after))
     for line in lines:
         pool = f"{line['namespace']}/{line['name']}"
-        held = sum(server.held_by(pod) for pod in view.world.pods if pod.pool == pool)
+        held = server.held(view.world, pool)
         line["inUse"] = live(context, f"{view.world.server} {line['uid']}", before.get(line["uid"]), held)
     return lines
 
@@ -137,7 +137,6 @@ def _measure(key: Key, view: ServerView, after: Ledger) -> None:
         return
     pools = {f"{namespace}/{name}" for namespace, name, _ in view.pools} | {entry.pool for entry in after.entries}
     numbers = server.numbers(view, after)
-    pods = view.world.pods
     metrics.set_server(
         key.namespace,
         key.name,
@@ -151,7 +150,7 @@ def _measure(key: Key, view: ServerView, after: Ledger) -> None:
             pools={
                 pool: PoolNumbers(
                     granted=sum(entry.bound for entry in after.of_pool(pool)),
-                    held=sum(server.held_by(pod) for pod in pods if pod.pool == pool),
+                    held=server.held(view.world, pool),
                     unproven=sum(entry.bound - entry.grant for entry in after.of_pool(pool)),
                 )
                 for pool in pools

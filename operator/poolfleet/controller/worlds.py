@@ -24,12 +24,11 @@ from poolfleet.plan.model import Pod, Sessions
 from poolfleet.plan.seen import ghost_grace, with_caps
 from poolfleet.plan.server import Problem, ServerView
 from poolfleet.plan.sizing import PoolWish
+from poolfleet.plan.status import NUMBERS_CHANGE, NUMBERS_SECONDS
 from poolfleet.plan.tenancy import full_host
 from poolfleet.plan.world import Ledger, World
 from poolfleet.postgres.connection import Login
 
-LIVE_SECONDS: Final = 15.0  # live numbers move at most this often
-LIVE_CHANGE: Final = 0.10  # and by at least this part
 LOOK_SECONDS: Final = 30.0  # between two looks at the sessions
 LOOK_CLOSELY_SECONDS: Final = 5.0  # while there are ghosts, or sessions that nobody accounts for
 STALE_LOOK_SECONDS: Final = 90.0  # what was seen that long ago says nothing any more
@@ -160,8 +159,13 @@ def _adopt(context: Context, uid: str, status: Mapping[str, Any], wishes: Iterab
     if reading is None:
         return known
     ours = role_limits.read(status)  # what the operator has set says nothing new
-    roles = {role for wish in wishes for names_ in wish.roles.values() for role in names_} - set(ours)
+    roles = _roles(wishes) - set(ours)
     return discoveries.adopt(reading.about(list(reading.database_limits), roles), known, context.clock())
+
+
+def _roles(wishes: Iterable[PoolWish]) -> set[str]:
+    """All roles that pools log in as."""
+    return {role for wish in wishes for roles in wish.roles.values() for role in roles}
 
 
 def _failure(context: Context, uid: str, spec: PgServerSpec) -> Problem | None:
@@ -185,7 +189,7 @@ def _sessions(
     wishes: Iterable[PoolWish],
 ) -> tuple[Sessions | None, float]:
     """What PostgreSQL showed last of the pools' roles, and in how many seconds to look again."""
-    roles = {role for wish in wishes for names_ in wish.roles.values() for role in names_}
+    roles = _roles(wishes)
     uids = [pod.uid for pod in pods if not pod.ended] + [entry.pod for entry in ledger.ghosts]
     known = context.discoveries.sessions(uid)
     closely = bool(ledger.ghosts or (known is not None and known.orphans))
@@ -243,7 +247,7 @@ def live(context: Context, what: str, old: int | None, new: int | None) -> int |
     """A live number for the status: it moves at most every 15 s, and by at least 10 % (design section 2)."""
     if old is not None and new is not None:
         moved = context.numbers_moved.get(what, 0.0)
-        if context.clock() - moved < LIVE_SECONDS or abs(new - old) < max(1, LIVE_CHANGE * old):
+        if context.clock() - moved < NUMBERS_SECONDS or abs(new - old) < max(1, NUMBERS_CHANGE * old):
             return old
     context.numbers_moved[what] = context.clock()
     return new

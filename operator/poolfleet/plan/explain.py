@@ -175,7 +175,7 @@ def _notes(facts: Facts) -> Iterator[str]:
     if facts.budget is None:
         yield "max_connections is not known yet, so there is no budget: nothing is handed out, what is out stays."
     if ledger.rebuilt is not None:
-        yield "The ledger was rebuilt from what the pods know; nothing is raised until every pod has answered."
+        yield "The ledger was rebuilt from what the pods know; nothing is raised until every pod has proved what it holds."
     yield from facts.notes
 
 
@@ -358,7 +358,7 @@ def _with(facts: Facts, pod: Pod, entry: Entry, line: PodLine, current: bool) ->
     if entry.grant > line.fair:
         yield f"{entry.grant - line.fair} borrowed: its clients wait, others need less"
     elif ledger.rebuilt is not None:
-        yield "the ledger was rebuilt: nothing is raised until every pod has answered"
+        yield "the ledger was rebuilt: nothing is raised until every pod has proved what it holds"
     elif not pod.ready and entry.grant == 1:
         yield "starts with one; its share comes when its agent has answered (pod not Ready)"
     elif line.target is not None and line.target <= entry.grant:

@@ -9,7 +9,7 @@ from poolfleet.plan import ledger as ledgers
 from poolfleet.plan.budget import Budget
 from poolfleet.plan.conditions import refused_login
 from poolfleet.plan.discovery import Discovery
-from poolfleet.plan.model import Condition, Pod, Sessions
+from poolfleet.plan.model import Condition, Pod
 from poolfleet.plan.shares import Division
 from poolfleet.plan.times import seconds, timestamp
 from poolfleet.plan.world import Entry, Ledger, Rest, World
@@ -95,9 +95,6 @@ def write_ledger(ledger: Ledger) -> JsonObject:
     return data
 
 
-_NOBODY = Sessions(0.0, 0, {}, 0)
-
-
 def held_by(pod: Pod) -> int:
     """Server connections of one pod as its agent saw them last."""
     if pod.state is None or pod.ended:
@@ -105,9 +102,9 @@ def held_by(pod: Pod) -> int:
     return sum(database.held for database in pod.state.databases.values())
 
 
-def held(world: World) -> int:
-    """Server connections of all pods as their agents saw them last."""
-    return sum(held_by(pod) for pod in world.pods)
+def held(world: World, pool: str | None = None) -> int:
+    """Server connections of all pods, or of those of one pool, as their agents saw them last."""
+    return sum(held_by(pod) for pod in world.pods if pool in (None, pod.pool))
 
 
 def numbers(view: ServerView, ledger: Ledger) -> JsonObject:
@@ -220,8 +217,8 @@ def _satisfied(view: ServerView, ledger: Ledger) -> Condition:
         notes.append(
             f"{bound} connections stay reserved for pods that vanished ({names}), {until}for {world.ghost_grace:.0f} s."
         )
-    if unaccounted := world.unaccounted(ledger):
-        roles = ", ".join(f"{n} of role {role}" for role, n in sorted((world.sessions or _NOBODY).orphans.items()))
+    if world.sessions is not None and (unaccounted := world.unaccounted(ledger)):
+        roles = ", ".join(f"{n} of role {role}" for role, n in sorted(world.sessions.orphans.items()))
         notes.append(f"{unaccounted} sessions that no pod accounts for are not free ({roles}).")
     reason = Reason.WITHIN_BUDGET
     if view.others is not None and view.others > view.budget.headroom:
