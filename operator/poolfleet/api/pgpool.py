@@ -250,13 +250,16 @@ class PgPoolSpec(Model):
     max_client_connections: Annotated[StrictInt, Field(ge=1, le=1000000)] = Field(
         default=10000,
         description="Client connections that the whole fleet takes. Each pod takes its part and enough for one pod to "
-        "be lost: ceil(n / max(1, replicas - 1)).",
+        "be lost: ceil(n / max(1, replicas - 1)), with minReplicas where autoscaling is set, so that scaling reloads "
+        "nothing.",
     )
-    replicas: Annotated[StrictInt, Field(ge=0, le=100)] = Field(default=2, description="Number of pods.")
+    replicas: Annotated[StrictInt, Field(ge=0, le=100)] = Field(
+        default=2, description="Number of pods. Ignored while autoscaling is set."
+    )
     autoscaling: Autoscaling | None = Field(
         default=None,
-        description="Let the operator choose the number of pods; spec.replicas is ignored then. Left out: spec.replicas "
-        "counts, which is the target of `kubectl scale`, a HorizontalPodAutoscaler or KEDA.",
+        description="Let the operator choose the number of pods; spec.replicas is ignored then. Left out: "
+        "spec.replicas counts, which is the target of `kubectl scale`, a HorizontalPodAutoscaler or KEDA.",
     )
     client_rebalance: ClientRebalance | None = Field(
         default=None,

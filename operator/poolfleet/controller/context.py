@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from poolfleet.controller.agents import Agents
+from poolfleet.controller.cuts import Cuts
 from poolfleet.controller.discoveries import Discoveries
 from poolfleet.controller.nodes import Nodes
 from poolfleet.controller.queue import KeyedQueue

@@ -17,6 +17,7 @@ from poolfleet.api import names
 from poolfleet.controller import metrics
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Key
+from poolfleet.controller.cuts import Cuts
 from poolfleet.controller.queue import ROUTINE, URGENT, KeyedQueue
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.client import Kube
@@ -33,6 +34,7 @@ from poolfleet.kube.kinds import (
     Kind,
 )
 from poolfleet.plan.identity import marks
+from poolfleet.plan.poolview import Cut
 from poolfleet.plan.seen import ended
 from poolfleet.plan.tenancy import server_name
 
@@ -91,6 +93,8 @@ class Observer:
         self._queue = queue
         self._agents = agents
         self._kinds = {watch.kind for watch in WATCHES}
+        self.cuts = Cuts()
+        """What agents said of clients that they had to cut off."""
         self.relisted: Callable[[Kind], None] = lambda kind: None
         """Told when kopf has listed a kind (anew): what vanished before the list is not in it."""
         self.leading = True
@@ -136,7 +140,10 @@ class Observer:
 
     def agent_changed(self, namespace: str, pool: str, pod_uid: str) -> None:
         """An agent has told something new. The ledger is looked at at once; of the pool it is only the status."""
-        for key in self._pool_and_server(namespace, pool, self._store.by_uid(POD.plural, pod_uid)):
+        body, state = self._store.by_uid(POD.plural, pod_uid), self._agents.state(pod_uid)
+        if state is not None and state.cut and body is not None and self._store.get(POOL.plural, namespace, pool):
+            self.cuts.seen(namespace, pool, pod_uid, Cut(body["metadata"]["name"], state.cut))
+        for key in self._pool_and_server(namespace, pool, body):
             self._add([key], delay=STATUS_DELAY if key.plural == POOL.plural else 0.0)
 
     def _add(self, keys: Iterable[Key], priority: int = URGENT, delay: float = 0.0) -> None:

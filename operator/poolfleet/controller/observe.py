@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from poolfleet.api import names
 from poolfleet.api.wire import AgentState
+from poolfleet.controller.agents import Agents
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.kinds import NAMESPACE, POD, SECRET, SERVER
 from poolfleet.plan.model import Pod
@@ -24,6 +25,12 @@ def pods_of(
         body for body in store.deleted_pods(namespace, pool) if ended(body) and body["metadata"]["uid"] not in living
     ]
     return tuple(pod_of(body, key, states.get(body["metadata"]["uid"])) for body in [*bodies, *gone])
+
+
+def states_of(store: Store, agents: Agents, namespace: str, pool: str) -> dict[str, AgentState]:
+    """The newest answers of the agents of a pool's pods, by the pods' UIDs; without those that cannot be read."""
+    uids = [body["metadata"]["uid"] for body in store.of_pool(POD.plural, namespace, pool)]
+    return {uid: state for uid in uids if (state := agents.state(uid)) is not None}
 
 
 def pools_of(store: Store, namespace: str, server: str) -> list[Body]:

@@ -175,7 +175,7 @@ def _notes(facts: Facts) -> Iterator[str]:
     if facts.budget is None:
         yield "max_connections is not known yet, so there is no budget: nothing is handed out, what is out stays."
     if ledger.rebuilt is not None:
-        yield "The ledger was rebuilt from what the pods know; nothing is raised until every pod has proved what it holds."
+        yield "The ledger was rebuilt from what the pods know; nothing is raised until each has proved what it holds."
     yield from facts.notes
 
 
@@ -329,7 +329,7 @@ def _without(facts: Facts, pod: Pod, division: Division) -> Iterator[str]:
     elif facts.budget is None:
         yield "the budget is not known yet"
     elif world.ledger.rebuilt is not None:
-        yield "the ledger was rebuilt: nothing is handed out until every pod has answered"
+        yield "the ledger was rebuilt: nothing is handed out until every pod has proved what it holds"
     elif not division.sure.get(pod.pool):
         yield "there is no room for its pool (BudgetTooSmall)"
     else:

@@ -35,11 +35,13 @@ def service(owner: Owner, wish: Service) -> Manifest:
 
 
 def network_policy(owner: Owner, clients: Sequence[Mapping[str, Any]]) -> Manifest:
-    """NetworkPolicy x: PgBouncer's port for `clients` (peers as in a NetworkPolicy; none means everyone), the agent's
-    port for the cluster's pods (the operator and Prometheus), nothing else in. Outgoing traffic is not restricted."""
+    """NetworkPolicy x: PgBouncer's port for `clients` (peers as in a NetworkPolicy; none means everyone) and for the
+    pool's own pods, which forward query cancels to each other; the agent's port for the cluster's pods (the operator
+    and Prometheus), nothing else in. Outgoing traffic is not restricted."""
     to_pgbouncer: Manifest = {"ports": [{"port": names.PGBOUNCER_PORT, "protocol": "TCP"}]}
     if clients:
-        to_pgbouncer["from"] = [copy.deepcopy(dict(peer)) for peer in clients]
+        own = {"podSelector": {"matchLabels": selector(owner)}}
+        to_pgbouncer["from"] = [*(copy.deepcopy(dict(peer)) for peer in clients), own]
     to_agent = {
         "ports": [{"port": names.AGENT_PORT, "protocol": "TCP"}],
         "from": [{"namespaceSelector": {}}],
