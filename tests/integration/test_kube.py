@@ -336,6 +336,14 @@ async def test_the_same_news_is_one_event_with_a_count(kube: Kube, namespace: st
     assert recorder.failures == 0
 
 
+async def test_what_says_each_is_told_each_time(kube: Kube, namespace: str) -> None:
+    about = await kube.apply(service(namespace), manager="poolfleet")
+    recorder = Recorder(kube, "operator-0")
+    for replicas in (3, 5, 5):
+        await recorder.event(about, Event("Normal", "ScaledUp", f"to {replicas} replicas", each=True))
+    assert sorted(event["note"] for event in await kube.list(EVENT, namespace)) == ["to 3 replicas", "to 5 replicas"]
+
+
 async def test_an_event_that_cannot_be_written_harms_nobody(kube: Kube, namespace: str) -> None:
     about = await kube.apply(service(namespace), manager="poolfleet")
     about["metadata"]["namespace"] = "there-is-none"

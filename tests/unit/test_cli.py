@@ -14,7 +14,7 @@ import yaml
 from poolfleet.cli import cluster
 from poolfleet.cli.cluster import Target, connect, explain_pool
 from poolfleet.cli.main import main
-from poolfleet.cli.text import addition, table
+from poolfleet.cli.text import addition, explained, table
 from poolfleet.kube.client import ConfigException, Kube
 from poolfleet.kube.errors import Forbidden, NotFound
 from poolfleet.kube.kinds import POD, POOL, SERVER, Kind
@@ -83,6 +83,18 @@ def test_flags_change_the_documents(capsys: pytest.CaptureFixture[str], file: An
     assert [p["poolSize"] for p in result["pods"]] == [30, 29, 29, 29, 29, 29]
     assert {moment["bound"] for moment in result["rollout"]} == {175, 177}
     assert result["surge"] == 2
+
+
+def test_autoscaling_is_shown_with_the_pods_that_it_has_at_least(capsys: pytest.CaptureFixture[str], file: Any) -> None:
+    spec = file(SERVER_DOCUMENT, document(autoscaling={"minReplicas": 3, "maxReplicas": 9}))
+    code, out, _ = simulate(capsys, "-f", spec, "--max-connections", "100", "-o", "json")
+    [result] = json.loads(out)["servers"]
+    assert (code, [p["replicas"] for p in result["pools"]]) == (0, [3])
+    assert [n for n in result["notes"] if "between 3 and 9 pods, never more than fit; shown with 3" in n]
+    code, out, _ = simulate(capsys, "-f", spec, "--max-connections", "100", "-o", "json", "--replicas", "9")
+    [result] = json.loads(out)["servers"]
+    assert [p["replicas"] for p in result["pools"]] == [9]
+    assert not [n for n in result["notes"] if "between" in n]
 
 
 def test_documents_come_from_many_files_lists_and_standard_input(
@@ -242,11 +254,14 @@ async def test_explain_with_all_rights() -> None:
     assert (said.server, [p.pool for p in said.pools]) == ("data/db", ["demo/shop", "other/web"])
     assert [(p.pod, p.pool_size) for p in said.pods] == [("p1", 40)]
     assert said.notes == ("PgPool: WaitingForPods: 0 of 2 ready",)
+    assert [fleet.pool for fleet in said.fleets] == ["demo/shop"]
+    assert "Clients, as status shows them" in explained(said)
 
 
 async def test_explain_with_a_tenants_rights() -> None:
     hidden = [(SERVER.plural, "data"), (SERVER.plural, None)]
     said = await explain_pool(a_cluster(hidden), "demo", "shop")
+    assert [fleet.pool for fleet in said.fleets] == ["demo/shop"]
     assert said.notes[0].startswith('PgServer "db" of namespace "data" cannot be read: pgservers is forbidden. Ask')
     assert [(p.pool, p.share, p.sure) for p in said.pools] == [("demo/shop", 44, None)]
     assert [(p.pod, p.pool_size, p.bound) for p in said.pods] == [("p1", 40, None)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from poolfleet.plan.explain import explain, from_pool
-from poolfleet.plan.explanation import Explanation, Line, PodLine, PoolLine
+from poolfleet.plan.explanation import Explanation, FleetLine, Line, PodLine, PoolLine
 from poolfleet.plan.facts import Facts, Seen, facts
 from poolfleet.plan.shares import divide_budget
 from poolfleet.plan.world import Entry, Ledger
@@ -226,3 +226,17 @@ def test_what_a_pool_knows_without_its_server() -> None:
     [line] = said.pools
     assert (line.needs, line.sure, line.share, line.now) == (3, None, 40, 30)
     assert said.pods == (PodLine("demo/shop", "p1", "shop", None, 20, 15, None, ""),)
+
+
+def test_how_many_pods_and_their_clients() -> None:
+    body = {**SHOP, "status": {"readyReplicas": 2, "clients": {"active": 7, "waiting": 1, "podMin": 3, "podMax": 5}}}
+    assert FleetLine.of(body) == FleetLine("demo/shop", 2, 2, 8, 1, 3, 5, "spec.replicas")
+    assert FleetLine.of(SHOP) == FleetLine("demo/shop", 2, None, None, None, None, None, "spec.replicas")
+    status = {"desiredReplicas": 4, "autoscaling": {"message": "4200 clients"}}
+    limited = {"type": "AutoscalingLimited", "status": "True", "reason": "BudgetLimited", "message": "it feeds 4"}
+    auto = {**SHOP, "spec": {**SHOP["spec"], "autoscaling": {}}, "status": {**status, "conditions": [limited]}}
+    line = FleetLine.of(auto)
+    assert (line.replicas, line.why) == (4, "autoscaling 2..8: 4200 clients; BudgetLimited: it feeds 4")
+    fine = {**auto, "status": {**status, "conditions": [{**limited, "status": "False"}]}}
+    assert FleetLine.of(fine).why == "autoscaling 2..8: 4200 clients"
+    assert FleetLine.of({**auto, "status": {}}).why == "autoscaling 2..8: nothing decided yet"

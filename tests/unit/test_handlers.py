@@ -1,10 +1,12 @@
 """Which PgPools and PgServers are looked at because of which object."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from poolfleet.api import names
+from poolfleet.api.wire import AgentState
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Key
 from poolfleet.controller.handlers import STATUS_DELAY, WATCHES, Observer, server_of, settings, watches
@@ -23,6 +25,7 @@ from poolfleet.kube.kinds import (
     SERVICE,
     Kind,
 )
+from poolfleet.plan.poolview import Cut
 
 
 def body(name: str, version: int = 1, spec: dict[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:
@@ -199,6 +202,24 @@ def test_pools_of_one_server_are_told_of_each_others_specs_but_not_of_numbers(ho
     assert house.after(POOL, far("a", "team-a", 3, generation=2)) == BOTH | {"pgpools/a"}
     house.observer.gone(POOL, far("a", "team-a", 4, generation=2))
     assert house.keys() == BOTH | {"pgpools/a"}
+
+
+def test_clients_that_a_pod_had_to_cut_off_are_taken_down_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent says it only until the kubelet stops it; the pool's status comes later."""
+    words = AgentState("", "uid-p", 1, 1, "", "", "1", {}, draining=True)
+    monkeypatch.setattr(house.agents, "state", lambda uid: words if uid != "uid-gone" else None)
+    for pool in ("shop", "deleted"):
+        house.after(POD, of_pool("p", pool))
+        house.observer.agent_changed("demo", pool, "uid-p")
+        assert house.observer.cuts.of("demo", pool) == ()
+    words = replace(words, cut=12)
+    for uid in ("uid-p", "uid-unknown", "uid-gone"):
+        house.observer.agent_changed("demo", "deleted", uid)
+        house.observer.agent_changed("demo", "shop", uid)
+    assert house.observer.cuts.of("demo", "shop") == (Cut("p", 12),)
+    assert house.observer.cuts.of("demo", "deleted") == (), "nobody is left to be told"
 
 
 def test_pgservers_that_are_the_same_server_are_told_of_each_other(house: House) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from poolfleet.controller import metrics
-from poolfleet.controller.metrics import PoolNumbers, ServerNumbers
+from poolfleet.controller.metrics import FleetNumbers, PoolNumbers, ServerNumbers
 from poolfleet.kube.client import Call
 from poolfleet.kube.kinds import POOL
 
@@ -31,6 +31,24 @@ def test_the_numbers_of_a_server_follow_its_pools_and_go_with_it() -> None:
     metrics.drop_server("demo", "db")
     metrics.drop_server("demo", "db")
     assert not lines('server="db"')
+
+
+def test_the_numbers_of_a_fleet_follow_its_pods_and_go_with_it() -> None:
+    metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, 30, 2, {"fleet-a": 20, "fleet-b": 12}, 0.75))
+    pool = 'namespace="demo",pool="fleet"'
+    assert lines(f'poolfleet_pool_clients{{{pool},state="active"}} 30.0')
+    assert lines(f'poolfleet_pool_clients{{{pool},state="waiting"}} 2.0')
+    assert lines(f'poolfleet_pool_replicas{{kind="desired",{pool}}} 4.0')
+    assert lines(f'poolfleet_pool_replicas{{kind="ready",{pool}}} 3.0')
+    assert lines('poolfleet_pool_pod_clients{namespace="demo",pod="fleet-b",pool="fleet"} 12.0')
+    assert lines(f"poolfleet_pool_cpu_cores{{{pool}}} 0.75")
+    assert lines(f"poolfleet_pool_clients_cut_total{{{pool}}} 0.0"), "so that its first increase is seen"
+    metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, 30, 2, {"fleet-a": 20}, None))
+    assert not lines('pod="fleet-b"') and lines('pod="fleet-a"')
+    assert not lines("poolfleet_pool_cpu_cores{", pool)
+    metrics.drop_fleet("demo", "fleet")
+    metrics.drop_fleet("demo", "fleet")
+    assert not lines('pool="fleet"')
 
 
 def test_seconds_over_the_budget() -> None:

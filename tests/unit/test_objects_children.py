@@ -63,6 +63,21 @@ def test_the_pod_keeps_its_contract_with_agent_and_kubelet() -> None:
     assert mounts == {"agent": {names.RUN_DIR, names.CONFIG_DIR, names.POD_DIR}, "pgbouncer": {names.RUN_DIR}}
 
 
+def test_containers_see_each_other_since_the_second_revision_of_the_template() -> None:
+    for revision, shared in ((1, None), (2, True)):
+        rolled = Rolled(inputs="", agent_image="a", pgbouncer_image="b", revision=revision)
+        template = pod_template(
+            OWNER,
+            rolled,
+            config_secret="x",
+            server_uid="u",
+            drain_seconds=0,
+            drain_token="t",
+            restart_parameters="",
+        )
+        assert template["spec"].get("shareProcessNamespace") is shared
+
+
 def test_the_user_may_be_left_to_the_platform() -> None:
     rolled = Rolled(inputs="", agent_image="a", pgbouncer_image="b", run_as_user=None)
     template = pod_template(
@@ -118,7 +133,8 @@ def test_the_network_policy_lets_clients_in_as_wished() -> None:
     assert "from" not in ingress()[0]
     peers = [{"namespaceSelector": {"matchLabels": {"team": "a"}}}]
     rules = ingress(networkPolicy={"enabled": True, "from": peers})
-    assert rules[0]["from"] == peers
+    own = {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "pooler", "poolfleet.dev/pool": "shop"}}}
+    assert rules[0]["from"] == [*peers, own], "the pool's pods forward query cancels to each other"
     assert [port["port"] for rule in rules for port in rule["ports"]] == [6432, 9127]
 
 

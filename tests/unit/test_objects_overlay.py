@@ -146,7 +146,7 @@ def test_null_removes(base: Body) -> None:
         ({"spec": {"volumes": None}}, "spec.volumes[config]"),
         ({"spec": {"terminationGracePeriodSeconds": 5}}, "spec.terminationGracePeriodSeconds"),
         ({"spec": {"terminationGracePeriodSeconds": None}}, "spec.terminationGracePeriodSeconds"),
-        ({"spec": {"shareProcessNamespace": True}}, "spec.shareProcessNamespace"),
+        ({"spec": {"shareProcessNamespace": False}}, "spec.shareProcessNamespace"),
         ({"spec": {"hostNetwork": True}}, "spec.hostNetwork"),
         ({"spec": {"automountServiceAccountToken": True}}, "spec.automountServiceAccountToken"),
         ({"spec": {"securityContext": {"runAsUser": 0}}}, "spec.securityContext.runAsUser"),

@@ -72,7 +72,9 @@ def test_a_healthy_pool() -> None:
     assert status["observedGeneration"] == 1
     assert (status["replicas"], status["readyReplicas"]) == (2, 2)
     assert status["selector"] == "app.kubernetes.io/component=pooler,poolfleet.dev/pool=shop"
-    assert status["clients"] == {"active": 10, "waiting": 2}
+    assert status["desiredReplicas"] == 2
+    assert "autoscaling" not in status
+    assert status["clients"] == {"active": 8, "waiting": 2, "podMin": 5, "podMax": 5}
     assert status["connections"] == {"budget": 87, "granted": 32, "inUse": 6}
     assert status["poolSize"] == {"shop": {"min": 10, "max": 20, "total": 30}}
     assert status["endpoint"] == {"host": "shop.demo.svc", "port": 6432}
@@ -336,7 +338,7 @@ def test_live_numbers_move_by_a_tenth_and_every_15_seconds(
     new: int, later: float, shown: int, again: float | None
 ) -> None:
     first = after(healthy(pods=clients(100)), later=later)
-    assert first.status["clients"] == {"active": 100, "waiting": 0}
+    assert first.status["clients"] == {"active": 100, "waiting": 0, "podMin": 100, "podMax": 100}
     conclusion = concluded(replace(first, pods=clients(new)))
     assert conclusion.status["clients"]["active"] == shown
     assert conclusion.again == again

@@ -1,13 +1,14 @@
 """The pool reconciler where the API server is odd: what is tried again, what is not, and what is raised."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
 
-from poolfleet.api.wire import AgentState
-from poolfleet.controller import pools
+from poolfleet.api import names
+from poolfleet.api.wire import AgentState, DatabaseState
+from poolfleet.controller import metrics, pools
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.discoveries import Discoveries
@@ -19,9 +20,12 @@ from poolfleet.controller.store import Store
 from poolfleet.kube.client import Kube
 from poolfleet.kube.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from poolfleet.kube.events import Recorder
-from poolfleet.kube.kinds import DEPLOYMENT, POOL, SECRET, SERVER, SERVICE, Kind, kind_of
+from poolfleet.kube.kinds import DEPLOYMENT, POD, POOL, SECRET, SERVER, SERVICE, Kind, kind_of
+from poolfleet.plan.autoscaling import Decision
+from poolfleet.plan.model import Event
 from poolfleet.plan.objects.secret import BINDING_TYPE
-from tests.unit.pool_fixtures import NOW, SETTINGS, Body, pool_body, server_body
+from poolfleet.plan.poolview import Cut
+from tests.unit.pool_fixtures import NOW, SETTINGS, Body, pool_body, server_body, state
 
 KEY = Key(POOL.plural, "demo", "shop")
 
@@ -54,6 +58,16 @@ class FakeKube:
         self.store.put(kind.plural, new)
         return new
 
+    async def json_patch(self, kind: Kind, namespace: str, name: str, operations: list[Body], *, manager: str) -> Body:
+        test, add = operations
+        assert (test["op"], test["path"], manager) == ("test", "/metadata/uid", "poolfleet")
+        assert add["path"] == "/metadata/annotations/controller.kubernetes.io~1pod-deletion-cost"
+        self.calls.append(f"patch {kind.kind} {name} {test['value']} {add['value']}")
+        answer = self.answers.get(f"patch {name}")
+        if isinstance(answer, ApiError):
+            raise answer
+        return {}
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str | None = None) -> None:
         self.calls.append(f"delete {kind.kind} {name} {uid}")
         answer = self.answers.get(f"delete {kind.kind}")
@@ -62,8 +76,14 @@ class FakeKube:
 
 
 class FakeAgents:
+    def __init__(self) -> None:
+        self.clients: dict[str, int] = {}
+
     def state(self, pod_uid: str) -> AgentState | None:
-        return None
+        if pod_uid not in self.clients:
+            return None
+        database = DatabaseState(loaded=5, held=1, samples=2, clients=self.clients[pod_uid])
+        return state("c", pod_uid.removeprefix("uid-"), databases={"shop": database})
 
 
 class FakeSecrets:
@@ -72,8 +92,11 @@ class FakeSecrets:
 
 
 class FakeRecorder:
-    async def event(self, regarding: Body, event: object) -> None:
-        return None
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def event(self, regarding: Body, event: Event) -> None:
+        self.told.append(event.reason)
 
 
 @dataclass
@@ -221,3 +244,76 @@ async def test_a_status_of_a_vanished_pool_is_nobodys_concern(house: House) -> N
     house.kube.answers["PgPool"] = NotFound("gone", 404)
     await house.reconcile()
     assert house.context.store.get(DEPLOYMENT.plural, "demo", "shop") is not None
+
+
+def a_pod(house: House, name: str, clients: int) -> None:
+    cast(FakeAgents, house.context.agents).clients[f"uid-{name}"] = clients
+    metadata = {"name": name, "namespace": "demo", "uid": f"uid-{name}", "labels": {names.LABEL_POOL: "shop"}}
+    status = {"conditions": [{"type": "Ready", "status": "True"}]}
+    house.context.store.put(POD.plural, {"metadata": metadata, "status": status})
+
+
+async def test_before_a_scale_down_the_pods_get_what_they_cost(house: House) -> None:
+    await house.reconcile()
+    for name, clients in (("a", 3), ("b", 0), ("c", 8), ("d", 5)):
+        a_pod(house, name, clients)
+    house.kube.answers["patch d"] = Conflict("another pod by now", 409)
+    edited(house, POOL, replicas=1)
+    *patches, last = await house.reconcile()
+    assert sorted(patches) == ["patch Pod a uid-a 3", "patch Pod c uid-c 8", "patch Pod d uid-d 5"]
+    assert last == "apply Deployment"
+    assert await house.reconcile() == []
+    edited(house, POOL, replicas=4)
+    assert await house.reconcile() == ["apply Secret", "apply Deployment"], "max_client_conn of a pod, and more pods"
+
+
+async def test_without_their_costs_no_pods_are_given_up(house: House) -> None:
+    await house.reconcile()
+    a_pod(house, "a", 3)
+    house.kube.answers["patch a"] = Unavailable("timeout")
+    edited(house, POOL, replicas=1)
+    with pytest.raises(Unavailable):
+        await house.reconcile()
+    assert "apply Deployment" not in house.kube.calls
+
+
+async def test_clients_that_were_cut_off_are_told_once_and_after_the_status(house: House) -> None:
+    await house.reconcile()
+    await house.reconcile()
+    told = cast(FakeRecorder, house.context.recorder).told
+    told.clear()
+    house.context.cuts.seen("demo", "shop", "uid-a", Cut("shop-a", 3))
+    house.kube.answers["PgPool"] = Conflict("moved on", 409)
+    edited(house, POOL, paused=True)
+    with pytest.raises(Conflict):
+        await house.reconcile()
+    assert "ClientsCut" not in told
+    del house.kube.answers["PgPool"]
+    await house.reconcile()
+    assert told.count("ClientsCut") == 1
+    house.context.cuts.seen("demo", "shop", "uid-b", Cut("shop-b", 3))
+    await house.reconcile()
+    await house.reconcile()
+    assert told.count("ClientsCut") == 2, "also where the status is as it was"
+
+
+def measured(house: House) -> list[str]:
+    return [line for line in metrics.render().decode().splitlines() if 'namespace="demo",pool="shop"' in line]
+
+
+async def test_a_decision_is_carried_out_and_the_fleet_is_measured_until_it_is_gone(house: House) -> None:
+    edited(house, POOL, autoscaling={"maxReplicas": 7})
+    decision = Decision(5, "Stable", "ScaledUp", "4800 clients", "WithinLimits", "")
+    context = replace(house.context, decided=lambda uid: decision if uid == "uid-pool" else None)
+    a_pod(house, "a", 3)
+    await pools.reconcile(context, KEY)
+    deployment = context.store.get(DEPLOYMENT.plural, "demo", "shop")
+    assert deployment is not None and deployment["spec"]["replicas"] == 5
+    assert 'poolfleet_pool_replicas{kind="desired",namespace="demo",pool="shop"} 5.0' in measured(house)
+    assert 'poolfleet_pool_clients{namespace="demo",pool="shop",state="active"} 3.0' in measured(house)
+    pool = context.store.get(POOL.plural, "demo", "shop")
+    assert pool is not None
+    context.store.remove(POOL.plural, pool)
+    context.cuts.seen("demo", "shop", "uid-late", Cut("shop-late", 3))
+    await pools.reconcile(context, KEY)
+    assert measured(house) == [] and context.cuts.of("demo", "shop") == ()

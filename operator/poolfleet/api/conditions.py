@@ -34,8 +34,8 @@ class Reason:
     UNKNOWN: Final = "Unknown"
     # autoscaling
     WITHIN_LIMITS: Final = "WithinLimits"
-    TOO_FEW_REPLICAS: Final = "TooFewReplicas"  # maxReplicas is less than what the clients ask for
-    TOO_MANY_REPLICAS: Final = "TooManyReplicas"  # minReplicas is more
+    TOO_MANY_REPLICAS: Final = "TooManyReplicas"  # the clients ask for more than maxReplicas, as an HPA says it
+    TOO_FEW_REPLICAS: Final = "TooFewReplicas"  # they ask for fewer than minReplicas
     BUDGET_LIMITED: Final = "BudgetLimited"  # the budget cannot feed more replicas
     SCALED_UP: Final = "ScaledUp"
     SCALED_DOWN: Final = "ScaledDown"

@@ -149,22 +149,24 @@ def _counts(message: Mapping[str, Any], name: str, least: int) -> dict[str, int]
 
 def _peer(value: object) -> int:
     if not _is_count(value) or not isinstance(value, int) or value > MAX_PEER:
-        raise WireError(f"peer {value!r} is no peer_id")
+        raise WireError("member 'peer' is no peer_id")
     return value
 
 
 def _peers(value: object) -> dict[str, str]:
-    """peer_id -> address. Only what an address can be goes into PgBouncer's file."""
-    if not isinstance(value, dict):
-        raise WireError("member 'peers' is no object")
-    for peer, address in value.items():
-        try:
-            known = 1 <= int(peer) <= MAX_PEER and bool(ipaddress.ip_address(address))
-        except (TypeError, ValueError):
-            known = False
-        if not known:
-            raise WireError(f"peer {peer!r} has no peer_id or no IP address")
+    if not isinstance(value, dict) or not all(is_peer(peer, address) for peer, address in value.items()):
+        raise WireError("member 'peers' holds something else than peer_ids and IP addresses")
     return dict(value)
+
+
+def is_peer(peer: object, address: object) -> bool:
+    """Whether this is a peer_id as PgBouncer writes it and an IP address that a pod can have."""
+    if not isinstance(peer, str) or not isinstance(address, str) or "%" in address:  # a zone may be any text
+        return False
+    try:
+        return 1 <= int(peer) <= MAX_PEER and str(int(peer)) == peer and bool(ipaddress.ip_address(address))
+    except ValueError:
+        return False
 
 
 def _move(value: object) -> Move | None:
@@ -182,8 +184,8 @@ class DatabaseState:
     loaded: int  # pool_size loaded (SHOW DATABASES); max_db_connections is the same or the larger of both is here
     held: int  # server connections: largest of the last two samples since the last load, cancels under way left out
     samples: int  # samples taken since the last load; below 2 `held` proves nothing
-    clients: int = 0  # clients linked or idle
-    waiting: int = 0  # clients that wait for a server connection
+    clients: int = 0  # clients linked, idle or waiting
+    waiting: int = 0  # those of them that wait for a server connection
     peak: int = 0  # most busy server connections at a moment of the last 10 s
     demand: int = 0  # most busy server connections and waiting clients together at a moment of the last 10 s
     waited: bool = False  # clients waited for a server connection within the last 10 s, in more than one sample
@@ -208,9 +210,7 @@ class AgentState:
     draining: bool = False
     cut: int = 0  # clients that were still there when the drain's time was over, and lost their connection
     moved: int = 0  # clients closed to move them to other pods, since this PgBouncer started
-    cpu: float | None = (
-        None  # CPU that PgBouncer used over the last seconds, in cores (it can use one); None: not known
-    )
+    cpu: float | None = None  # cores that PgBouncer used over the last seconds (it can use one); None: not known
     ready: bool = False
     version: str = ""  # of the agent
     pgbouncer: str = ""  # SHOW VERSION

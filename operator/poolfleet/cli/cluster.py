@@ -19,7 +19,7 @@ from poolfleet.kube.client import Body, ConfigException, Kube
 from poolfleet.kube.errors import ApiError, Forbidden, NotFound
 from poolfleet.kube.kinds import POD, POOL, SERVER, Kind
 from poolfleet.plan.explain import explain, from_pool
-from poolfleet.plan.explanation import Explanation
+from poolfleet.plan.explanation import Explanation, FleetLine
 from poolfleet.plan.facts import Seen, facts
 from poolfleet.plan.tenancy import server_name
 
@@ -86,7 +86,7 @@ async def explain_pool(kube: Kube, namespace: str, name: str) -> Explanation:
         why = f'PgServer "{server_of}" of namespace "{where}" cannot be read: {error}. {remedy}'
         return from_pool(pool, [pod for pod in pods if _pool_of(pod) == name], [why.strip(), *_complaints(pool)])
     seen = await _around(kube, server, pool)
-    return explain(facts(seen, time.time()), [f"{namespace}/{name}"], _complaints(pool))
+    return explain(facts(seen, time.time()), [f"{namespace}/{name}"], _complaints(pool), [FleetLine.of(pool)])
 
 
 async def _around(kube: Kube, server: Body, pool: Body) -> Seen:

@@ -15,6 +15,7 @@ from poolfleet.api.base import explain
 from poolfleet.api.pgpool import PgPool
 from poolfleet.api.pgserver import PgServer, PgServerSpec
 from poolfleet.plan.pool import wishes
+from poolfleet.plan.replicas import autoscaling, desired
 from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.tenancy import Standing, refusal, server_name, standing
 
@@ -160,7 +161,16 @@ def _case(title: str, server: Body, pools: Sequence[Body], notes: Iterable[str],
             wish = wishes(body, None)
             assert wish is not None
             asked.append(replace(wish, created=float(len(asked))))
-    return Case(title, spec, tuple(asked), tuple(notes))
+    return Case(title, spec, tuple(asked), (*notes, *_scaled(pools, changes)))
+
+
+def _scaled(pools: Iterable[Body], changes: Changes) -> Iterator[str]:
+    """What to know of pools whose number of pods is not fixed."""
+    for pool in pools:
+        wish = autoscaling(pool) if changes.replicas is None else None
+        if wish is not None:
+            words = f"autoscaling between {wish.min_replicas} and {wish.max_replicas} pods, never more than fit"
+            yield f"PgPool {_title(pool)}: {words}; shown with {desired(pool)}, another number with --replicas."
 
 
 def _copies(pool: Body, changes: Changes) -> Iterator[Body]:
@@ -171,6 +181,7 @@ def _copies(pool: Body, changes: Changes) -> Iterator[Body]:
             body["metadata"]["name"] += f"-copy-{number}"
         if changes.replicas is not None:
             body["spec"]["replicas"] = changes.replicas
+            body["spec"].pop("autoscaling", None)
         _identify(body)
         yield body
 

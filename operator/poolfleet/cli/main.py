@@ -38,6 +38,7 @@ columns:
   SURE       what it is sure of against older pools; 0: there is no room for it
   SHARE      what it is entitled to, its RESERVE for the first connections of one more pod included
   NOW        what its pods may hold at this moment
+  FEWEST     clients of the ready pod that has the fewest; MOST: of the one that has the most
   FAIR       a pod's part if all clients had the same demand
   TARGET     what the operator wanted the pod to reach when it told it last, given its clients' demand
   POOL_SIZE  what the pod was told; PgBouncer's pool_size
@@ -98,7 +99,7 @@ def parser(prog: str = "kubectl pgpool") -> argparse.ArgumentParser:
     )
     two.add_argument("-n", "--namespace", help="namespace of documents that have none (default: default)")
     two.add_argument("--max-connections", type=_count(1), metavar="N", help="the server's max_connections")
-    two.add_argument("--replicas", type=_count(0), metavar="N", help="pods of each pool, instead of spec.replicas")
+    two.add_argument("--replicas", type=_count(0), metavar="N", help="pods of each pool, whatever it says itself")
     two.add_argument(
         "--surge",
         type=_count(0),

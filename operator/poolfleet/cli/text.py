@@ -74,6 +74,13 @@ def _explained(explanation: Explanation) -> Iterator[str]:
             given = (pool.needs, pool.sure, pool.share, pool.reserve, pool.now)
             rows.append((pool.pool, *asked, *given, pool.why))
         yield table(rows, "  ") + "\n"
+    if explanation.fleets:
+        yield "Clients, as status shows them\n"
+        rows = [("POOL", "REPLICAS", "READY", "CLIENTS", "WAITING", "FEWEST", "MOST", "WHY")]
+        for fleet in explanation.fleets:
+            counts = (fleet.replicas, fleet.ready, fleet.clients, fleet.waiting, fleet.fewest, fleet.most)
+            rows.append((fleet.pool, *counts, fleet.why))
+        yield table(rows, "  ") + "\n"
     if explanation.pods:
         yield "Pods\n"
         rows = [("POD", "DATABASE", "FAIR", "TARGET", "POOL_SIZE", "BOUND", "WHY")]

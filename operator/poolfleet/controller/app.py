@@ -19,6 +19,7 @@ from typing import Final
 from poolfleet.api import names
 from poolfleet.controller import health, logs, metrics
 from poolfleet.controller.agents import Agents
+from poolfleet.controller.autoscalers import Autoscalers
 from poolfleet.controller.config import Config, parse
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.discoveries import Discoveries
@@ -129,6 +130,7 @@ class Operator:
         self.kube = kube.guarded(self.elector.remaining).watched(on_write=self.observer.written)
         self.secrets = Secrets(self.kube, self.store, self.observer.secret_changed)
         self.discoveries = Discoveries(time.time)
+        self.autoscalers = Autoscalers()
         self.watches = watches(config.namespaces, config.watch_secrets)
         self.resync = Resync(
             self.kube, self.store, self.observer, self.watches, config.namespaces, period=config.resync_period
@@ -177,6 +179,7 @@ class Operator:
                     logger.info("leading; %d keys to look at", self.queue.depth)
                     workers += [group.create_task(self._work(context)) for _ in range(self._config.workers)]
                     group.create_task(self.secrets.run(), name="secrets")
+                    group.create_task(self.autoscalers.run(context), name="autoscalers")
             except* _Stopped:
                 logger.info("stopped")
             finally:
@@ -196,6 +199,8 @@ class Operator:
             settings=self._config.settings,
             clock=time.time,
             leader_since=time.time(),
+            decided=self.autoscalers.decision,
+            cuts=self.observer.cuts,
         )
 
     async def _await_api(self) -> None:

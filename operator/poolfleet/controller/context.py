@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from poolfleet.controller.agents import Agents
 from poolfleet.controller.cuts import Cuts
@@ -14,6 +13,7 @@ from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
 from poolfleet.kube.client import Kube
 from poolfleet.kube.events import Recorder
+from poolfleet.plan.autoscaling import Decision
 from poolfleet.plan.model import Settings
 
 
@@ -42,6 +42,8 @@ class Context:
     settings: Settings
     clock: Callable[[], float]  # seconds since the epoch
     leader_since: float  # clock() when this process became the leader
+    decided: Callable[[str], Decision | None] = lambda uid: None  # a PgPool's UID -> what autoscaling decided last
+    cuts: Cuts = field(default_factory=Cuts)  # clients that pods had to cut off
     numbers_moved: dict[str, float] = field(
         default_factory=dict
     )  # UID -> when the live numbers in its status last moved

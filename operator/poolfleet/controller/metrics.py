@@ -93,6 +93,33 @@ HELD: Final = _of_pool("held", "Connections that the pods of a pool have open, a
 UNPROVEN: Final = _of_pool(
     "unproven", "Of the granted connections those that pods were told to give back, and have not proved yet."
 )
+CLIENTS: Final = Gauge(
+    "poolfleet_pool_clients",
+    "Clients of a pool by state: active (connected and not waiting) or waiting for a server connection.",
+    ["namespace", "pool", "state"],
+    registry=REGISTRY,
+)
+POD_CLIENTS: Final = Gauge(
+    "poolfleet_pool_pod_clients", "Clients of one pod of a pool.", ["namespace", "pool", "pod"], registry=REGISTRY
+)
+REPLICAS: Final = Gauge(
+    "poolfleet_pool_replicas",
+    "Pods of a pool by kind: desired (spec.replicas, or what autoscaling decided) or ready.",
+    ["namespace", "pool", "kind"],
+    registry=REGISTRY,
+)
+CPU: Final = Gauge(
+    "poolfleet_pool_cpu_cores",
+    "CPU that the PgBouncers of a pool use, in cores; one can use one at most. Absent while no pod says it.",
+    ["namespace", "pool"],
+    registry=REGISTRY,
+)
+CLIENTS_CUT: Final = Counter(
+    "poolfleet_pool_clients_cut",
+    "Clients that lost their connection because spec.drain.timeoutSeconds was over.",
+    ["namespace", "pool"],
+    registry=REGISTRY,
+)
 OVER: Final = Counter(
     "poolfleet_over_budget_seconds",
     "Seconds in which more connections were granted than the budget has, as after a budget cut.",
@@ -123,6 +150,19 @@ class ServerNumbers:
     pools: Mapping[str, PoolNumbers]  # by "<namespace>/<name>"
 
 
+@dataclass(frozen=True, slots=True)
+class FleetNumbers:
+    """The pods of one PgPool and their clients."""
+
+    desired: int
+    ready: int
+    active: int
+    waiting: int
+    pods: Mapping[str, int]  # clients by the pod's name
+    cpu: float | None  # cores; None: no pod says it
+
+
+_pods_of: dict[tuple[str, str], set[str]] = {}  # PgPool -> its pods
 _pools_of: dict[tuple[str, str], set[str]] = {}
 _over_since: dict[tuple[str, str], float] = {}  # PgServers that are over their budget, and up to when it is counted
 _posts: dict[str, int] = {}
@@ -168,6 +208,40 @@ def drop_server(namespace: str, server: str) -> None:
         metric.remove(namespace, server)
     for pool in pools:
         _drop_pool(namespace, server, pool)
+
+
+def set_fleet(namespace: str, pool: str, numbers: FleetNumbers) -> None:
+    """Set the numbers of one PgPool's pods."""
+    key = (namespace, pool)
+    CLIENTS.labels(*key, "active").set(numbers.active)
+    CLIENTS.labels(*key, "waiting").set(numbers.waiting)
+    REPLICAS.labels(*key, "desired").set(numbers.desired)
+    REPLICAS.labels(*key, "ready").set(numbers.ready)
+    CLIENTS_CUT.labels(*key)  # there from the start, so that its first increase is seen
+    if numbers.cpu is not None:
+        CPU.labels(*key).set(numbers.cpu)
+    else:
+        CPU.remove(*key)
+    for pod in _pods_of.get(key, set()) - set(numbers.pods):
+        POD_CLIENTS.remove(*key, pod)
+    for pod, clients in numbers.pods.items():
+        POD_CLIENTS.labels(*key, pod).set(clients)
+    _pods_of[key] = set(numbers.pods)
+
+
+def drop_fleet(namespace: str, pool: str) -> None:
+    """Forget a PgPool that does not exist any more; does nothing if it was never set."""
+    pods = _pods_of.pop((namespace, pool), None)
+    if pods is None:
+        return
+    for metric in (CPU, CLIENTS_CUT):
+        metric.remove(namespace, pool)
+    for state in ("active", "waiting"):
+        CLIENTS.remove(namespace, pool, state)
+    for kind in ("desired", "ready"):
+        REPLICAS.remove(namespace, pool, kind)
+    for pod in pods:
+        POD_CLIENTS.remove(namespace, pool, pod)
 
 
 def set_posts(posts: Mapping[str, int]) -> None:

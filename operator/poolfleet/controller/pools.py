@@ -4,6 +4,7 @@ A deleted PgPool needs nothing: its children go by their ownerReferences, and it
 until they are known to be gone.
 """
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Mapping
@@ -12,13 +13,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from poolfleet.api import names
+from poolfleet.controller import metrics
 from poolfleet.controller.context import Context, Key
-from poolfleet.controller.observe import elders_of, namespace_labels, pods_of
+from poolfleet.controller.metrics import FleetNumbers
+from poolfleet.controller.observe import elders_of, namespace_labels, pods_of, states_of
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
-from poolfleet.kube.kinds import ALL, CHILDREN, POD, POOL, SECRET, SERVER
-from poolfleet.plan import pool, status
+from poolfleet.kube.kinds import ALL, CHILDREN, DEPLOYMENT, POD, POOL, SECRET, SERVER
+from poolfleet.plan import pool, replicas, status
 from poolfleet.plan.fleet import Refusal
+from poolfleet.plan.model import Pod
 from poolfleet.plan.objects.meta import Manifest, annotation
 from poolfleet.plan.objects.secret import decode
 from poolfleet.plan.pool import Plan
@@ -64,6 +68,8 @@ async def reconcile(context: Context, key: Key) -> float | None:
     if body is None or body["metadata"].get("deletionTimestamp"):
         if (forgotten := memories.pop(key, None)) is not None:
             context.numbers_moved.pop(forgotten.uid, None)
+        context.cuts.forget(key.namespace, key.name)
+        metrics.drop_fleet(key.namespace, key.name)
         return None
     uid = body["metadata"]["uid"]
     memory = memories.get(key)
@@ -79,6 +85,8 @@ async def reconcile(context: Context, key: Key) -> float | None:
     conclusion = status.conclude(view, plan, refusals)
     memory.ready_since = conclusion.ready_since
     await _tell(context, body, conclusion)
+    context.cuts.told(key.namespace, key.name, view.cuts)
+    _measure(key, view)
     context.numbers_moved[uid] = conclusion.numbers_moved
     # Its wishes may be others now; the server reconciler writes nothing if they are not.
     context.queue.add(Key(SERVER.plural, *server_name(body)))
@@ -98,13 +106,12 @@ async def observe(context: Context, body: Body) -> PoolView:
         children[SERVER.kind, server] = server_body
     elders, elders_need = elders_of(store, body)
     config = names.config_secret(name)
-    states = {pod["metadata"]["uid"]: context.agents.state(pod["metadata"]["uid"]) for pod in _pod_bodies(store, body)}
     view = PoolView(
         body=body,
         server=server_body,
         secrets={},
         children=children,
-        pods=pods_of(store, namespace, name, None, {pod: state for pod, state in states.items() if state is not None}),
+        pods=pods_of(store, namespace, name, None, states_of(store, context.agents, namespace, name)),
         settings=context.settings,
         now=context.clock(),
         fresh_key=secrets.token_hex(32),
@@ -113,13 +120,11 @@ async def observe(context: Context, body: Body) -> PoolView:
         elders_need=elders_need,
         last_config=None if ("Secret", config) in children else store.get_deleted(SECRET.plural, namespace, config),
         numbers_moved=context.numbers_moved.get(uid, 0.0),
+        decision=context.decided(uid),
+        cuts=context.cuts.of(namespace, name),
     )
     found = {secret: await context.secrets.get(*secret) for secret in sorted(view.secret_names())}
     return replace(view, secrets={secret: None if b is None else decode(b) for secret, b in found.items()})
-
-
-def _pod_bodies(store: Store, body: Body) -> list[Body]:
-    return store.of_pool(POD.plural, body["metadata"]["namespace"], body["metadata"]["name"])
 
 
 async def _look_for(context: Context, view: PoolView, plan: Plan) -> dict[Child, Body]:
@@ -151,6 +156,8 @@ async def _apply(context: Context, view: PoolView, plan: Plan, memory: _Memory) 
             if tried.refusal is not None:
                 refusals.append(tried.refusal)
             continue
+        if obj["kind"] == DEPLOYMENT.kind:
+            await asyncio.gather(*(_price(context, pod, cost) for pod, cost in plan.costs))
         try:
             after = await _apply_one(context, obj, live)
         except (Invalid, Forbidden, Unavailable) as error:
@@ -177,6 +184,31 @@ async def _apply(context: Context, view: PoolView, plan: Plan, memory: _Memory) 
             continue
         _log("deleted", view, (doomed.kind, doomed.name))
     return refusals
+
+
+async def _price(context: Context, pod: Pod, cost: int) -> None:
+    """Write the deletion cost of one pod; a pod that is another one by now keeps its own."""
+    path = "/metadata/annotations/" + names.DELETION_COST.replace("/", "~1")
+    patch = [{"op": "test", "path": "/metadata/uid", "value": pod.uid}, {"op": "add", "path": path, "value": str(cost)}]
+    try:
+        await context.kube.json_patch(POD, pod.namespace, pod.name, patch, manager=names.FIELD_MANAGER)
+    except (Conflict, NotFound, Invalid) as error:
+        logger.info("deletion cost not written", extra={"pod": pod.name, "error": str(error)})
+
+
+def _measure(key: Key, view: PoolView) -> None:
+    """Set the exact numbers that Prometheus reads."""
+    live = status.live_numbers(view)
+    pods = [pod for pod in view.pods if not pod.ended]
+    numbers = FleetNumbers(
+        desired=view.replicas,
+        ready=len(replicas.serving(pods)),
+        active=live["active"],
+        waiting=live["waiting"],
+        pods={pod.name: count for pod in pods if (count := replicas.clients_of(pod)) is not None},
+        cpu=replicas.cores(pods),
+    )
+    metrics.set_fleet(key.namespace, key.name, numbers)
 
 
 def _of_unreadable(error: Unavailable) -> bool:
@@ -210,23 +242,28 @@ async def _apply_one(context: Context, obj: Manifest, live: Mapping[str, Any] | 
 
 
 async def _tell(context: Context, body: Body, conclusion: Conclusion) -> None:
-    """Write the status if it is news, then the events that go with it. Raises Conflict if the PgPool has moved on."""
-    if conclusion.status == body.get("status"):
-        return
+    """Write the status if it is news, then tell the events. Raises Conflict if the PgPool has moved on."""
+    if conclusion.status != body.get("status") and not await _write(context, body, conclusion.status):
+        return  # deleted meanwhile
+    for event in conclusion.events:
+        await context.recorder.event(body, event)
+
+
+async def _write(context: Context, body: Body, new: Mapping[str, Any]) -> bool:
+    """Write the status; False if the PgPool is gone."""
     metadata = body["metadata"]
     written = {
         "apiVersion": names.API_VERSION,
         "kind": names.POOL_KIND,
         # The version: never over what was not seen, nor the status of a namesake (the UID is not looked at here).
         "metadata": {key: metadata[key] for key in ("name", "namespace", "resourceVersion")},
-        "status": conclusion.status,
+        "status": new,
     }
     try:
         await context.kube.apply(written, manager=names.STATUS_FIELD_MANAGER, subresource="status")
     except NotFound:
-        return  # deleted meanwhile
-    for event in conclusion.events:
-        await context.recorder.event(body, event)
+        return False
+    return True
 
 
 def _log(what: str, view: PoolView, child: Child, **more: str) -> None:

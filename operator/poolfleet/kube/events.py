@@ -47,7 +47,7 @@ class Recorder:
     async def event(self, regarding: Mapping[str, Any], event: Event) -> None:
         """Tell `event` about the object `regarding` (its whole body, or apiVersion, kind and metadata).
 
-        News are the same when object, reason and message are, numbers in the message aside.
+        News are the same when object, reason and message are, numbers in the message aside (unless it says `each`).
         """
         try:
             await self._tell(regarding, event)
@@ -57,7 +57,8 @@ class Recorder:
 
     async def _tell(self, regarding: Mapping[str, Any], event: Event) -> None:
         metadata = regarding["metadata"]
-        key = (str(metadata.get("uid", "")), event.reason, re.sub(r"\d+", "#", event.message))
+        words = event.message if event.each else re.sub(r"\d+", "#", event.message)
+        key = (str(metadata.get("uid", "")), event.reason, words)
         now = self._clock()
         known = self._news.get(key)
         if known is not None and now - known.told < WINDOW:

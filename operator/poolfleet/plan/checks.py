@@ -151,21 +151,23 @@ def server_alone(subject: Subject) -> Iterator[Finding]:
 
 def budget_suffices(subject: Subject) -> Iterator[Finding]:
     """The budget has what the pool needs at least, besides what older pools need: one connection for each database of
-    each replica and of one more pod, or share.min (design section 3)."""
+    each replica and of one more pod, or share.min (design section 3). Autoscaling adds no pod that the budget cannot
+    feed, and gives up those that it cannot feed any more: so only its minReplicas can be too many."""
     view = subject.view
     budget = view.server_status.get("budget")
     if view.spec is None or not isinstance(budget, int) or view.standing is not Standing.ALLOWED:
         return
     if any(condition["reason"] == Reason.SHARED_SERVER for condition in _stalled(view)):
         return
-    replicas, databases = view.spec.replicas, len(view.spec.databases)
+    replicas, databases = view.least_replicas, len(view.spec.databases)
     for_pods = (replicas + 1) * databases if replicas else 0
     least = view.spec.share.min or 0
     if not replicas and not least:
         return
     left = budget - view.elders_need
     if max(for_pods, least) <= left:
-        if view.server_line.get("admitted") is False and replicas:
+        asked = (view.replicas + 1) * databases  # more than there is: autoscaling is about to ask for less
+        if view.server_line.get("admitted") is False and replicas and asked <= left:
             yield Finding(Reason.BUDGET_TOO_SMALL, _not_yet(view, budget), Part.NONE)
         return
     if least > for_pods:
@@ -176,7 +178,7 @@ def budget_suffices(subject: Subject) -> Iterator[Finding]:
             f"{replicas} replicas x {databases} databases + {databases} in reserve for a rollout = {for_pods} "
             "connections at least"
         )
-        remedy = _fewer(left, databases)
+        remedy = _fewer("replicas" if view.spec.autoscaling is None else "autoscaling.minReplicas", left, databases)
     message = (
         f"{needs}, but the budget of {view.server_title} is {budget}{_elders(view)}. {remedy}, or raise the budget "
         "(maxConnections, headroom)."
@@ -223,9 +225,9 @@ def _not_yet(view: PoolView, budget: int) -> str:
     )
 
 
-def _fewer(budget: int, databases: int) -> str:
+def _fewer(field: str, budget: int, databases: int) -> str:
     most = budget // databases - 1
-    return f"Set replicas to {most} or less" if most >= 1 else "Use fewer databases"
+    return f"Set {field} to {most} or less" if most >= 1 else "Use fewer databases"
 
 
 CHAIN: Final[tuple[Check, ...]] = (

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from poolfleet.api.conditions import READY, STALLED, Reason
+from poolfleet.api.conditions import AUTOSCALING_LIMITED, READY, STALLED, Reason
 from poolfleet.plan.model import Condition, Event
 from poolfleet.plan.times import timestamp
 
@@ -63,14 +63,16 @@ def transitions(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any
     """One event for each condition whose status or reason changed, a Warning where the change is for the worse.
 
     A condition that first appears in its good state is no news; of several with one reason only one speaks, Stalled or
-    Ready if they are among them: theirs are the words with the remedy.
+    Ready if they are among them: theirs are the words with the remedy. Of what limits autoscaling only the budget is
+    news: minReplicas and maxReplicas are what the user wanted.
     """
     before = {condition.get("type"): condition for condition in old}
     events: dict[tuple[str, str], Event] = {}
     for condition in sorted(new, key=lambda c: c["type"] not in (STALLED, READY)):
         last = before.get(condition["type"])
-        bad = condition["status"] == ("True" if condition["type"] == STALLED else "False")
-        if condition["type"] == "Reconciling":
+        limited = condition["type"] == AUTOSCALING_LIMITED
+        bad = condition["status"] == ("True" if limited or condition["type"] == STALLED else "False")
+        if condition["type"] == "Reconciling" or (limited and condition["reason"] != Reason.BUDGET_LIMITED):
             continue
         if last is None and not bad and condition["type"] != READY:
             continue

@@ -58,7 +58,8 @@ def files(view: PoolView, given: Credentials, users: Mapping[str, str], key: str
             )
         )
     settings = Settings(
-        max_client_conn=client_connections(spec.max_client_connections, spec.replicas),
+        # Not the replicas of the moment: every step of autoscaling would be a RELOAD of all pods.
+        max_client_conn=client_connections(spec.max_client_connections, view.least_replicas),
         tls_mode=server.tls.mode,
         server_ca=given.server_ca is not None,
         parameters=spec.pgbouncer.parameters,

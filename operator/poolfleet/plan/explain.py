@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from poolfleet.plan.explanation import Explanation, Line, PodLine, PoolLine
+from poolfleet.plan.explanation import Explanation, FleetLine, Line, PodLine, PoolLine
 from poolfleet.plan.facts import UNREAD, Facts
 from poolfleet.plan.model import Pod
 from poolfleet.plan.pool import wishes
@@ -21,7 +21,12 @@ from poolfleet.plan.tenancy import server_name
 from poolfleet.plan.world import Entry, Ledger, World
 
 
-def explain(facts: Facts, pools: Collection[str] | None = None, notes: Iterable[str] = ()) -> Explanation:
+def explain(
+    facts: Facts,
+    pools: Collection[str] | None = None,
+    notes: Iterable[str] = (),
+    fleets: Iterable[FleetLine] = (),
+) -> Explanation:
     """Explain `facts`; the pods only of `pools` ("<namespace>/<name>"), None: of all. `notes` come first in notes."""
     world = facts.world
     # By right: without what the agents see everybody needs its share.
@@ -38,6 +43,7 @@ def explain(facts: Facts, pools: Collection[str] | None = None, notes: Iterable[
         pools=tuple(_pool(facts, wish, division) for wish in asking),
         pods=tuple(line for pool in chosen for line in _pods(facts, pool, division)),
         notes=(*notes, *_notes(facts)),
+        fleets=tuple(fleets),
     )
 
 
@@ -72,6 +78,7 @@ def from_pool(pool: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], notes:
         pools=tuple(lines),
         pods=tuple(line for pod in sorted(shown, key=lambda p: (p.created, p.name)) for line in _as_told(pod)),
         notes=tuple(notes),
+        fleets=(FleetLine.of(pool),),
     )
 
 

@@ -1,6 +1,11 @@
 """What `plan/explain.py` says: frozen values, from the server down to each database of each pod."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from poolfleet.api.conditions import AUTOSCALING_LIMITED
+from poolfleet.plan.replicas import autoscaling, desired
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,50 @@ class PoolLine:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetLine:
+    """The pods of one pool and their clients, as its status shows them; None: it does not say."""
+
+    pool: str  # "<namespace>/<name>"
+    replicas: int  # pods wanted
+    ready: int | None  # pods that take clients
+    clients: int | None  # connected or waiting
+    waiting: int | None
+    fewest: int | None  # clients of the ready pod that has the fewest
+    most: int | None  # clients of the ready pod that has the most
+    why: str  # why that many pods are wanted
+
+    @classmethod
+    def of(cls, pool: Mapping[str, Any]) -> "FleetLine":
+        """The line of a PgPool's body."""
+        metadata, status = pool["metadata"], pool.get("status") or {}
+        clients = status.get("clients") or {}
+        active, waiting = clients.get("active"), clients.get("waiting")
+        return cls(
+            pool=f"{metadata['namespace']}/{metadata['name']}",
+            replicas=desired(pool),
+            ready=status.get("readyReplicas"),
+            clients=None if active is None else active + (waiting or 0),
+            waiting=waiting,
+            fewest=clients.get("podMin"),
+            most=clients.get("podMax"),
+            why="; ".join(_why(pool, status)),
+        )
+
+
+def _why(pool: Mapping[str, Any], status: Mapping[str, Any]) -> list[str]:
+    wish = autoscaling(pool)
+    if wish is None:
+        return ["spec.replicas"]
+    decided = (status.get("autoscaling") or {}).get("message") or "nothing decided yet"
+    limits = [
+        f"{condition.get('reason')}: {condition.get('message')}"
+        for condition in status.get("conditions") or ()
+        if condition.get("type") == AUTOSCALING_LIMITED and condition.get("status") == "True"
+    ]
+    return [f"autoscaling {wish.min_replicas}..{wish.max_replicas}: {decided}", *limits]
+
+
+@dataclass(frozen=True, slots=True)
 class PodLine:
     """One database of one pod, in connections; None: nothing is known, or it does not apply."""
 
@@ -56,3 +105,4 @@ class Explanation:
     pools: tuple[PoolLine, ...]
     pods: tuple[PodLine, ...]
     notes: tuple[str, ...]
+    fleets: tuple[FleetLine, ...] = ()  # how many pods, and their clients; only of what runs in a cluster

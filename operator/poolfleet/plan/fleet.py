@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from poolfleet.api.conditions import (
+    AUTOSCALING_LIMITED,
     BUDGET_SATISFIED,
     CREDENTIALS_CURRENT,
     READY,
@@ -69,7 +70,7 @@ class Fleet:
     @property
     def replicas(self) -> int:
         """How many there should be."""
-        return self.view.spec.replicas if self.view.spec is not None else 0
+        return self.view.replicas
 
     @property
     def fault(self) -> Problem | None:
@@ -88,7 +89,7 @@ def conditions(fleet: Fleet) -> list[Condition]:
     """All conditions of the pool, Ready first."""
     reachable = server_reachable(fleet)
     current = credentials_current(fleet)
-    return [
+    found = [
         ready(fleet, reachable),
         reconciling(fleet, current),
         stalled(fleet),
@@ -96,6 +97,9 @@ def conditions(fleet: Fleet) -> list[Condition]:
         budget_satisfied(fleet),
         current,
     ]
+    if fleet.view.spec is not None and fleet.view.spec.autoscaling is not None:
+        found.append(autoscaling_limited(fleet.view))
+    return found
 
 
 def stalled(fleet: Fleet) -> Condition:
@@ -118,8 +122,10 @@ def reconciling(fleet: Fleet, current: Condition) -> Condition:
         obstacle = Problem(current.reason, current.message)
     if obstacle is not None:
         return Condition(RECONCILING, "True", obstacle.reason, obstacle.message)
-    note = f"Not taken from spec.template: {', '.join(plan.overridden)}." if plan.overridden else ""
-    return Condition(RECONCILING, "False", Reason.AS_WISHED, note)
+    notes = [f"Not taken from spec.template: {', '.join(plan.overridden)}."] if plan.overridden else []
+    if view.spec is not None and view.spec.autoscaling is not None:
+        notes.append("spec.replicas is ignored while spec.autoscaling is set.")
+    return Condition(RECONCILING, "False", Reason.AS_WISHED, " ".join(notes))
 
 
 def ready(fleet: Fleet, reachable: Condition) -> Condition:
@@ -208,6 +214,18 @@ def credentials_current(fleet: Fleet) -> Condition:
         message = f"The agents cannot be read: {', '.join(sorted(silent))}." if silent else "No pod runs."
         return Condition(CREDENTIALS_CURRENT, "Unknown", Reason.UNKNOWN, message)
     return Condition(CREDENTIALS_CURRENT, "True", Reason.LOADED)
+
+
+def autoscaling_limited(view: PoolView) -> Condition:
+    """Whether a limit keeps autoscaling from the number of pods that the clients ask for."""
+    decision = view.decision
+    if decision is not None:
+        status = "False" if decision.limited == Reason.WITHIN_LIMITS else "True"
+        return Condition(AUTOSCALING_LIMITED, status, decision.limited, decision.limited_message)
+    for old in view.status.get("conditions") or ():
+        if old.get("type") == AUTOSCALING_LIMITED:
+            return Condition(AUTOSCALING_LIMITED, old["status"], old["reason"], old.get("message", ""))
+    return Condition(AUTOSCALING_LIMITED, "Unknown", Reason.UNKNOWN, "Nothing has been decided yet.")
 
 
 def _obstacle(fleet: Fleet) -> Problem | None:

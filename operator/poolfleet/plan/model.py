@@ -40,6 +40,7 @@ class Event:
     reason: str
     message: str
     action: str = "Reconcile"
+    each: bool = False  # True: news as often as it is told, also if only numbers in the message are others
 
 
 @dataclass(frozen=True, slots=True)

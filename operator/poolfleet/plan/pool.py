@@ -4,12 +4,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from poolfleet.api import names
 from poolfleet.api.conditions import READY, Reason
+from poolfleet.api.pgpool import ClientRebalance
 from poolfleet.api.wire import drain_token
 from poolfleet.pgbouncer import parameters
-from poolfleet.plan import checks, config, rollout
+from poolfleet.plan import checks, config, replicas, rollout
 from poolfleet.plan.checks import Finding, Part, Subject
+from poolfleet.plan.model import Pod
 from poolfleet.plan.objects import network, pod, secret, server, workload
 from poolfleet.plan.objects.drift import differs
 from poolfleet.plan.objects.meta import Manifest, annotation, stamp
@@ -43,6 +47,7 @@ class Plan:
     rolled: Rolled | None = None  # what the pods are made of after this plan
     overridden: tuple[str, ...] = ()  # fields of spec.template that had to give way
     surge: Surge = field(default_factory=lambda: Surge(more=True))  # how a rollout goes on
+    costs: tuple[tuple[Pod, int], ...] = ()  # deletion costs to be written before the Deployment
 
     def unseen(self, view: PoolView) -> list[tuple[str, str]]:
         """(kind, name) of the wanted children that no watch has shown: to be looked for before they are made."""
@@ -65,9 +70,10 @@ def plan(view: PoolView) -> Plan:
         return Plan(findings=findings, config=live_config, rolled=rolled)
     builder = _Builder(view, given, blocked, rolled)
     wanted = tuple(builder.children())
+    apply = tuple(obj for obj in wanted if differs(obj, view.children.get((obj["kind"], obj["metadata"]["name"]))))
     return Plan(
         wanted=wanted,
-        apply=tuple(obj for obj in wanted if differs(obj, view.children.get((obj["kind"], obj["metadata"]["name"])))),
+        apply=apply,
         delete=tuple(builder.doomed(wanted)),
         findings=findings,
         waiting=None if view.config is not None and view.server_uid else waits_for(view),
@@ -75,7 +81,14 @@ def plan(view: PoolView) -> Plan:
         rolled=builder.rolled,
         overridden=builder.overridden,
         surge=builder.surge,
+        costs=replicas.costs(view.pods) if any(_gives_up_pods(view, obj) for obj in apply) else (),
     )
+
+
+def _gives_up_pods(view: PoolView, obj: Manifest) -> bool:
+    """Whether `obj` is a Deployment with fewer pods than the live one has."""
+    live = (view.child("Deployment") or {}).get("spec") or {}
+    return bool(obj["kind"] == "Deployment" and obj["spec"]["replicas"] < replicas.whole(live.get("replicas"), 0))
 
 
 def waits_for(view: PoolView) -> Problem | None:
@@ -113,16 +126,24 @@ def wishes(body: Body, live_config: Body | None) -> PoolWish | None:
         created=seconds(metadata.get("creationTimestamp")),
         databases={name: weights.get(name, 1) for name in served},
         config=config.live_hash(data),
-        replicas=_whole(spec.get("replicas"), 2),
-        weight=_whole(share.get("weight"), 1),
-        least=_whole(share.get("min"), 0),
+        replicas=replicas.desired(body),
+        weight=replicas.whole(share.get("weight"), 1),
+        least=replicas.whole(share.get("min"), 0),
         most=None if most is None else int(most),
         roles=config.served_roles(data),
+        move=_move(spec.get("clientRebalance")),
     )
 
 
-def _whole(value: object, otherwise: int) -> int:
-    return value if isinstance(value, int) else otherwise
+def _move(raw: object) -> tuple[int, int] | None:
+    """spec.clientRebalance as PoolWish.move; None if it is not set, or not what this operator understands."""
+    if raw is None:
+        return None
+    try:
+        rebalance = ClientRebalance.model_validate(raw)
+    except ValidationError:
+        return None
+    return rebalance.idle_seconds, rebalance.max_percent
 
 
 def frozen(wish: PoolWish, connections: int, databases: Collection[str]) -> PoolWish:
@@ -130,9 +151,9 @@ def frozen(wish: PoolWish, connections: int, databases: Collection[str]) -> Pool
     `databases` that it has entries for, whatever its spec and its x-config say by now."""
     kept = {name: weight for name, weight in wish.databases.items() if name in databases}
     most = connections if wish.most is None else min(wish.most, connections)
-    replicas = min(wish.replicas, max(0, most // len(kept) - 1)) if kept else 0
+    pods = min(wish.replicas, max(0, most // len(kept) - 1)) if kept else 0
     roles = {name: roles for name, roles in wish.roles.items() if name in kept}
-    return replace(wish, databases=kept, replicas=replicas, least=0, most=most, roles=roles)
+    return replace(wish, databases=kept, replicas=pods, least=0, most=most, roles=roles)
 
 
 class _Builder:
@@ -237,7 +258,7 @@ class _Builder:
         )
         template, self.overridden = overlay(base, spec.template)
         return workload.deployment(
-            self.owner, replicas=spec.replicas, template=template, rolled=self.rolled, surge=self.surge.more
+            self.owner, replicas=view.replicas, template=template, rolled=self.rolled, surge=self.surge.more
         )
 
 

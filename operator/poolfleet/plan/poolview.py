@@ -10,7 +10,8 @@ from poolfleet.api import names
 from poolfleet.api.base import explain
 from poolfleet.api.pgpool import PgPoolSpec
 from poolfleet.api.pgserver import PgServerSpec
-from poolfleet.plan import tenancy
+from poolfleet.plan import replicas, tenancy
+from poolfleet.plan.autoscaling import Decision
 from poolfleet.plan.model import Pod, Settings
 from poolfleet.plan.objects.meta import Owner, controlled_by
 from poolfleet.plan.objects.secret import decode
@@ -20,6 +21,14 @@ Body = Mapping[str, Any]
 """A live object as JSON."""
 SecretName = tuple[str, str]
 """Namespace and name of a Secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Clients that lost their connection when the time of a pod's drain was over."""
+
+    pod: str  # its name
+    clients: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ class PoolView:
     last_config: Body | None = None  # the Secret x-config as it was last seen, if it was deleted
     numbers_moved: float = 0.0  # when the live numbers in status last moved
     ready_since: float | None = 0.0  # since when pods take clients, as far as this process saw; None: none did
+    decision: Decision | None = None  # autoscaling's newest; None: it has not decided yet, or is not set
+    cuts: tuple[Cut, ...] = ()  # that nobody was told of yet
     spec: PgPoolSpec | None = field(init=False)
     spec_error: str = field(init=False)
     server_spec: PgServerSpec | None = field(init=False)
@@ -83,6 +94,23 @@ class PoolView:
     def status(self) -> Body:
         """The PgPool's status as it stands."""
         return self.body.get("status") or {}
+
+    @property
+    def replicas(self) -> int:
+        """Pods that there should be: spec.replicas, or with spec.autoscaling what was decided last; 0 while the spec
+        cannot be read."""
+        if self.spec is None or self.spec.autoscaling is None:
+            return self.spec.replicas if self.spec is not None else 0
+        if self.decision is None:
+            return replicas.start(self.body, self.child("Deployment"))
+        return replicas.within(self.spec.autoscaling, self.decision.replicas)
+
+    @property
+    def least_replicas(self) -> int:
+        """Pods that the spec asks for in any case: spec.replicas, or with spec.autoscaling its minReplicas."""
+        if self.spec is None:
+            return 0
+        return self.spec.replicas if self.spec.autoscaling is None else self.spec.autoscaling.min_replicas
 
     @property
     def server_uid(self) -> str:

@@ -15,10 +15,10 @@ from poolfleet.plan.model import Pod, Settings
 SURGE_PATIENCE: Final = 30.0
 """Seconds that a pod which a rollout adds may wait for its first grant, until the rollout goes on without such pods."""
 
-TEMPLATE_REVISION: Final = 1
+TEMPLATE_REVISION: Final = 2
 """Revision of the pod template that objects/pod.py builds. Raised when the template itself changes."""
 
-SUPPORTED_REVISIONS: Final = (1,)
+SUPPORTED_REVISIONS: Final = (1, 2)
 """Revisions that objects/pod.py can still build; a fleet of another one is rolled by an operator upgrade."""
 
 RESTARTED_AT: Final = "kubectl.kubernetes.io/restartedAt"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from poolfleet.api import names
 from poolfleet.api.conditions import READY, Reason
-from poolfleet.plan import conditions, rollout
+from poolfleet.plan import conditions, replicas, rollout
 from poolfleet.plan.fleet import Fleet, Refusal
 from poolfleet.plan.fleet import conditions as fleet_conditions
 from poolfleet.plan.model import Event
@@ -18,6 +18,7 @@ from poolfleet.plan.objects import network
 from poolfleet.plan.objects.meta import selector_text
 from poolfleet.plan.pool import Plan
 from poolfleet.plan.poolview import PoolView
+from poolfleet.plan.times import timestamp
 
 JsonObject = dict[str, Any]
 
@@ -72,9 +73,10 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
     status: JsonObject = {
         "observedGeneration": view.generation,
         "replicas": len(fleet.pods),
+        "desiredReplicas": view.replicas if view.spec is not None else replicas.desired(view.body),
         "readyReplicas": fleet.ready,
         "selector": selector_text(view.owner),
-        "clients": {"active": shown["active"], "waiting": shown["waiting"]},
+        "clients": {name: shown[name] for name in ("active", "waiting", "podMin", "podMax")},
         "connections": {**granted(view), "inUse": shown["inUse"]},
         "conditions": new,
     }
@@ -90,7 +92,46 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
             "image": plan.rolled.agent_image,
             "outdated": rollout.outdated(plan.rolled, view.settings),
         }
-    return Conclusion(status, tuple(_news(old, new)), again, moved, fleet.ready_since)
+    scaled = _scaled(view)
+    if autoscaling := _autoscaling(view, scaled is not None):
+        status["autoscaling"] = autoscaling
+    events = (*([scaled] if scaled is not None else []), *_news(old, new), *_cuts(view))
+    return Conclusion(status, events, again, moved, fleet.ready_since)
+
+
+def _scaled(view: PoolView) -> Event | None:
+    """The event of another number of pods that autoscaling has decided on; None if it is the same as before."""
+    before, decision = view.status.get("desiredReplicas"), view.decision
+    if view.spec is None or view.spec.autoscaling is None or decision is None or not isinstance(before, int):
+        return None
+    if before == view.replicas:
+        return None
+    reason = Reason.SCALED_UP if view.replicas > before else Reason.SCALED_DOWN
+    words = f"{before} -> {view.replicas} replicas: {decision.message.removesuffix(f'; was {before}')}"
+    return Event("Normal", reason, words, action="Scale", each=True)
+
+
+def _autoscaling(view: PoolView, scaled: bool) -> JsonObject:
+    """status.autoscaling; empty without spec.autoscaling, and before the first decision."""
+    old: JsonObject = dict(view.status.get("autoscaling") or {})
+    if view.spec is not None and view.spec.autoscaling is None:
+        return {}
+    if view.decision is None:
+        return old
+    since = timestamp(view.now) if scaled else old.get("lastScaleTime")
+    told: JsonObject = {"reason": view.decision.reason, "message": view.decision.message}
+    return told | ({"lastScaleTime": since} if since else {})
+
+
+def _cuts(view: PoolView) -> Iterator[Event]:
+    """An event for each pod whose drain was over before its clients had left."""
+    timeout = view.spec.drain.timeout_seconds if view.spec is not None else 0
+    for cut in view.cuts:
+        words = (
+            f"Pod {cut.pod}: {cut.clients} clients were still connected when spec.drain.timeoutSeconds ({timeout} s) "
+            "was over, and lost their connection."
+        )
+        yield Event("Warning", Reason.CLIENTS_CUT, words, action="Drain", each=True)
 
 
 def _news(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
@@ -103,12 +144,16 @@ def _news(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) ->
 
 
 def live_numbers(view: PoolView) -> dict[str, int]:
-    """Clients and server connections that the agents saw last, draining pods included."""
+    """Clients and server connections that the agents saw last, draining pods included; the fewest and the most clients
+    of a pod that takes clients."""
     databases = [d for pod in view.pods if pod.state and not pod.ended for d in pod.state.databases.values()]
+    spread = [count for pod in replicas.serving(view.pods) if (count := replicas.clients_of(pod)) is not None]
     return {
-        "active": sum(d.clients for d in databases),
+        "active": sum(d.clients - d.waiting for d in databases),
         "waiting": sum(d.waiting for d in databases),
         "inUse": sum(d.held for d in databases),
+        "podMin": min(spread, default=0),
+        "podMax": max(spread, default=0),
     }
 
 
@@ -141,6 +186,8 @@ def _shown(status: Mapping[str, Any]) -> dict[str, int]:
     return {
         "active": int(clients.get("active", 0)),
         "waiting": int(clients.get("waiting", 0)),
+        "podMin": int(clients.get("podMin", 0)),
+        "podMax": int(clients.get("podMax", 0)),
         "inUse": int(connections.get("inUse", 0)),
     }
 

@@ -11,7 +11,10 @@ from poolfleet.plan.objects.meta import Manifest, Owner, labels, selector
 from poolfleet.plan.rollout import Rolled
 
 PROPAGATION_SECONDS: Final = 5  # that the agent waits in preStop until no new client is sent (facts/pgbouncer.md 3)
-STOP_SECONDS: Final = 15  # for both containers to end after the drain
+STOP_SECONDS: Final = 15  # for the last transactions after the drain (agent/drain.py), and for both containers to end
+
+SHARED_PROCESSES: Final = 2
+"""The first revision of the template whose containers see each other's processes."""
 
 STARTUP_FAILURES: Final = (
     86400  # a day at one per second: a short wait would restart a gated agent (facts/ledger.md 22)
@@ -73,6 +76,8 @@ def pod_template(
         "containers": [_pgbouncer(rolled, drain_token)],
         "volumes": _volumes(config_secret),
     }
+    if rolled.revision >= SHARED_PROCESSES:
+        spec["shareProcessNamespace"] = True  # the agent reads PgBouncer's CPU time from /proc
     if rolled.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in rolled.image_pull_secrets]
     return {"metadata": {"labels": labels(owner), "annotations": annotations}, "spec": spec}
