@@ -34,7 +34,7 @@ def test_the_numbers_of_a_server_follow_its_pools_and_go_with_it() -> None:
 
 
 def test_the_numbers_of_a_fleet_follow_its_pods_and_go_with_it() -> None:
-    metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, 30, 2, {"fleet-a": 20, "fleet-b": 12}, 0.75))
+    metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, (30, 2), {"fleet-a": 20, "fleet-b": 12}, 0.75))
     pool = 'namespace="demo",pool="fleet"'
     assert lines(f'poolfleet_pool_clients{{{pool},state="active"}} 30.0')
     assert lines(f'poolfleet_pool_clients{{{pool},state="waiting"}} 2.0')
@@ -43,7 +43,8 @@ def test_the_numbers_of_a_fleet_follow_its_pods_and_go_with_it() -> None:
     assert lines('poolfleet_pool_pod_clients{namespace="demo",pod="fleet-b",pool="fleet"} 12.0')
     assert lines(f"poolfleet_pool_cpu_cores{{{pool}}} 0.75")
     assert lines(f"poolfleet_pool_clients_cut_total{{{pool}}} 0.0"), "so that its first increase is seen"
-    metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, 30, 2, {"fleet-a": 20}, None))
+    metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, None, {"fleet-a": 20}, None))
+    assert not lines("poolfleet_pool_clients{", pool), "too few would make an autoscaler give pods up"
     assert not lines('pod="fleet-b"') and lines('pod="fleet-a"')
     assert not lines("poolfleet_pool_cpu_cores{", pool)
     metrics.drop_fleet("demo", "fleet")

@@ -156,8 +156,7 @@ class FleetNumbers:
 
     desired: int
     ready: int
-    active: int
-    waiting: int
+    clients: tuple[int, int] | None  # active, waiting; None: some pod that takes clients cannot be read
     pods: Mapping[str, int]  # clients by the pod's name
     cpu: float | None  # cores; None: no pod says it
 
@@ -213,8 +212,11 @@ def drop_server(namespace: str, server: str) -> None:
 def set_fleet(namespace: str, pool: str, numbers: FleetNumbers) -> None:
     """Set the numbers of one PgPool's pods."""
     key = (namespace, pool)
-    CLIENTS.labels(*key, "active").set(numbers.active)
-    CLIENTS.labels(*key, "waiting").set(numbers.waiting)
+    for number, state in enumerate(("active", "waiting")):
+        if numbers.clients is not None:
+            CLIENTS.labels(*key, state).set(numbers.clients[number])
+        else:
+            CLIENTS.remove(*key, state)  # too few would be worse than none: an autoscaler would give pods up
     REPLICAS.labels(*key, "desired").set(numbers.desired)
     REPLICAS.labels(*key, "ready").set(numbers.ready)
     CLIENTS_CUT.labels(*key)  # there from the start, so that its first increase is seen

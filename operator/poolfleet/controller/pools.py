@@ -200,11 +200,11 @@ def _measure(key: Key, view: PoolView) -> None:
     """Set the exact numbers that Prometheus reads."""
     live = status.live_numbers(view)
     pods = [pod for pod in view.pods if not pod.ended]
+    silent = any(replicas.clients_of(pod) is None for pod in replicas.serving(pods))
     numbers = FleetNumbers(
         desired=view.replicas,
         ready=len(replicas.serving(pods)),
-        active=live["active"],
-        waiting=live["waiting"],
+        clients=None if silent else (live["active"], live["waiting"]),
         pods={pod.name: count for pod in pods if (count := replicas.clients_of(pod)) is not None},
         cpu=replicas.cores(pods),
     )

@@ -127,10 +127,9 @@ def _cuts(view: PoolView) -> Iterator[Event]:
     """An event for each pod whose drain was over before its clients had left."""
     timeout = view.spec.drain.timeout_seconds if view.spec is not None else 0
     for cut in view.cuts:
-        words = (
-            f"Pod {cut.pod}: {cut.clients} clients were still connected when spec.drain.timeoutSeconds ({timeout} s) "
-            "was over, and lost their connection."
-        )
+        who = "1 client was" if cut.clients == 1 else f"{cut.clients} clients were"
+        when = f"when spec.drain.timeoutSeconds ({timeout} s) was over"
+        words = f"Pod {cut.pod}: {who} still connected {when}, and cut off."
         yield Event("Warning", Reason.CLIENTS_CUT, words, action="Drain", each=True)
 
 
