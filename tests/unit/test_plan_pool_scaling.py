@@ -211,6 +211,5 @@ def test_clients_that_were_cut_off_are_an_event_for_each_pod() -> None:
     events = concluded(replace(before, body=body, cuts=(Cut("shop-a", 12), Cut("shop-b", 1)))).events
     assert [(event.type, event.reason, event.each) for event in events] == [("Warning", "ClientsCut", True)] * 2
     assert events[0].message == (
-        "Pod shop-a: 12 clients were still connected when spec.drain.timeoutSeconds (5 s) was over, and lost their "
-        "connection."
+        "Pod shop-a: 12 clients were still connected when spec.drain.timeoutSeconds (5 s) was over, and cut off."
     )
