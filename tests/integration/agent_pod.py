@@ -3,6 +3,9 @@
 import contextlib
 import json
 import secrets
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +27,18 @@ USER, PASSWORD = "app", 'app\'s "word" ;#'
 class Pod:
     """Both containers of one pod. `configure` and `direct` are what the operator would do."""
 
-    def __init__(self, folder: Path, pg: Postgres) -> None:
+    def __init__(self, folder: Path, pg: Postgres, address: str = "", port: int = 0) -> None:
         self.pg = pg
+        self.address = address  # the only one that PgBouncer listens on, "" for all: pods of a pool have one port
         self.run = folder / "run"
         self.run.mkdir(parents=True)
         self.config_dir, self.pod_dir = folder / "config", folder / "pod"
-        self.port = free_port()
+        self.port = port or free_port()
         self.key = secrets.token_bytes(32)
         self.files: dict[str, bytes] = {}
         self.rev = 0
         self.directive = b""
+        self.more: dict[str, Any] = {}
         self.bouncer = PgBouncer(self.run, self.port)
         self.agent = Agent(
             self.run,
@@ -67,6 +72,8 @@ class Pod:
             max_client_conn=500, tls_mode="disable", parameters=parameters, run_dir=str(self.run), port=self.port
         )
         text = ini or render_ini([self.line()] if lines is None else lines, settings)
+        if self.address:
+            text = text.replace("listen_addr = *\n", f"listen_addr = {self.address}\n")
         return {
             names.INI_FILE: text.encode(),
             names.USERLIST_FILE: render_userlist(users or {USER: PASSWORD}).encode(),
@@ -91,19 +98,28 @@ class Pod:
         self.annotate(self.order({**(granted or {}), **more}, rev, share))
         return self.rev
 
-    def order(self, grant: Mapping[str, int], rev: int | None = None, share: Mapping[str, int] | None = None) -> bytes:
-        """The signed text of a directive for the newest mounted configuration, of the next revision."""
+    def order(
+        self,
+        grant: Mapping[str, int],
+        rev: int | None = None,
+        share: Mapping[str, int] | None = None,
+        **more: Any,
+    ) -> bytes:
+        """The signed text of a directive for the newest mounted configuration, of the next revision; `more` are
+        further members of it, which stay for later ones."""
         self.rev = self.rev + 1 if rev is None else rev
-        directive = wire.Directive(SERVER, POD, self.rev, wire.config_hash(self.files), grant, share or dict(grant))
+        self.more |= more
+        config = wire.config_hash(self.files)
+        directive = wire.Directive(SERVER, POD, self.rev, config, grant, share or dict(grant), **self.more)
         return wire.sign(directive.to_message(), self.key).encode()
 
     def post(self, text: bytes) -> tuple[int, str]:
         """POST a directive; status and body of the answer."""
         return self.get("/directive", body=text)
 
-    def told(self, **grant: int) -> wire.AgentState:
-        """POST the next directive; the state that answers it, its MAC verified."""
-        status, body = self.post(self.order(grant))
+    def told(self, more: Mapping[str, Any] | None = None, /, **grant: int) -> wire.AgentState:
+        """POST the next directive, `more` as for `order`; the state that answers it, its MAC verified."""
+        status, body = self.post(self.order(grant, **(more or {})))
         assert status == 200, body
         return wire.AgentState.from_message(wire.verify(body, self.key))
 
@@ -157,10 +173,13 @@ class Pod:
         self.bouncer.start()
         wait_until("the grant is loaded", lambda: self.loaded(rev, **grant))
 
-    def client(self, database: str = "shop", user: str = USER, password: str = PASSWORD) -> "psycopg.Connection[Any]":
+    def client(
+        self, database: str = "shop", user: str = USER, password: str = PASSWORD, port: int = 0
+    ) -> "psycopg.Connection[Any]":
+        """A new client; `port` of 127.0.0.1 for one that does not come directly."""
         return psycopg.connect(
-            host="127.0.0.1",
-            port=self.port,
+            host="127.0.0.1" if port else self.address or "127.0.0.1",
+            port=port or self.port,
             user=user,
             password=password,
             dbname=database,
@@ -169,6 +188,10 @@ class Pod:
             sslmode="disable",
             prepare_threshold=None,
         )
+
+    def drain(self) -> tuple[int, str]:
+        """Call the preStop hook; status and body of its answer."""
+        return self.get("/drain", {names.DRAIN_TOKEN_HEADER: wire.drain_token(self.key)})
 
     def show(self, command: str) -> list[dict[str, Any]]:
         """Rows of an admin command, over the Unix socket."""
@@ -207,10 +230,102 @@ class Pod:
         self.bouncer.stop()
 
 
+class Drained:
+    """The preStop hook of `pod`, called in a thread: what it was answered, and when (monotonic)."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.status, self.text, self.at = 0, "", 0.0
+        self._pod = pod
+        self._thread = threading.Thread(target=self._call)
+        self._thread.start()
+
+    def _call(self) -> None:
+        self.status, self.text = self._pod.drain()
+        self.at = time.monotonic()
+
+    @property
+    def answered(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self, seconds: float) -> tuple[int, str]:
+        self._thread.join(seconds)
+        assert self.answered
+        return self.status, self.text
+
+
+class Load:
+    """Clients in threads that run short transactions over held connections and count what fails."""
+
+    def __init__(
+        self,
+        pod: Pod,
+        clients: int,
+        query: str = "SELECT pg_sleep(0.05)",
+        database: str = "shop",
+        pause: float = 0.0,
+    ) -> None:
+        self.served = 0
+        self.errors: list[str] = []
+        self._ending = threading.Event()
+        self._pod, self._query, self._database, self._pause = pod, query, database, pause
+        self._threads = [threading.Thread(target=self._client) for _ in range(clients)]
+
+    def _client(self) -> None:
+        try:
+            with self._pod.client(self._database) as connection:
+                while not self._ending.wait(self._pause):
+                    connection.execute(self._query.encode())
+                    self.served += 1
+        except psycopg.Error as error:
+            self.errors.append(str(error))
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Service:
+    """A port in front of pods, as a Service is: each connection goes to `to` (address, port), as it is then."""
+
+    def __init__(self) -> None:
+        self.to: tuple[str, int] = ("", 0)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                client, _ = self._listener.accept()
+                pod = socket.create_connection(self.to)
+                for pair in ((client, pod), (pod, client)):
+                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # one side ended, maybe with a reset
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
 @contextlib.contextmanager
-def pod(folder: Path, pg: Postgres) -> Iterator[Pod]:
+def pod(folder: Path, pg: Postgres, address: str = "", port: int = 0) -> Iterator[Pod]:
     """A pod for the duration of the block; nothing runs yet."""
-    made = Pod(folder, pg)
+    made = Pod(folder, pg, address, port)
     try:
         yield made
     finally:

@@ -12,7 +12,7 @@ import pytest
 
 from poolfleet.api import names, wire
 from poolfleet.pgbouncer.render import DatabaseLine
-from tests.integration.agent_pod import POD, SERVER, Pod, pod
+from tests.integration.agent_pod import POD, SERVER, Load, Pod, pod
 from tests.integration.pgbouncer_fixtures import Postgres, free_port, postgres, wait_until
 
 ROLE = "shop"
@@ -31,36 +31,6 @@ def one(pg: Postgres, tmp_path: Path) -> Iterator[Pod]:
     with pod(tmp_path, pg) as made:
         yield made
     wait_until("all sessions of the test are gone", lambda: pg.sessions(ROLE) == 0)
-
-
-class Load:
-    """Clients in threads that run short transactions over held connections and count what fails."""
-
-    def __init__(self, pod: Pod, clients: int, query: str = "SELECT pg_sleep(0.05)", database: str = "shop") -> None:
-        self.served = 0
-        self.errors: list[str] = []
-        self._ending = threading.Event()
-        self._pod, self._query, self._database = pod, query, database
-        self._threads = [threading.Thread(target=self._client) for _ in range(clients)]
-
-    def _client(self) -> None:
-        try:
-            with self._pod.client(self._database) as connection:
-                while not self._ending.is_set():
-                    connection.execute(self._query.encode())
-                    self.served += 1
-        except psycopg.Error as error:
-            self.errors.append(str(error))
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def test_nothing_starts_before_the_first_grant(one: Pod) -> None:
@@ -487,69 +457,6 @@ def test_state_is_a_long_poll(one: Pod) -> None:
     assert one.get("/state?wait=nan")[0] == 400
 
 
-def test_drain_waits_for_the_clients(one: Pod) -> None:
-    one.up(shop=4)
-    token = {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)}
-    assert one.get("/drain")[0] == 403
-    assert one.get("/drain", {names.DRAIN_TOKEN_HEADER: "wrong"})[0] == 403
-    assert not one.state().draining
-    answers: list[tuple[float, int, str]] = []
-
-    def drain() -> None:
-        answers.append((0.0, *one.get("/drain", token)))
-        answers[0] = (time.monotonic(), *answers[0][1:])
-
-    with one.client() as connection:
-        hook = threading.Thread(target=drain)
-        hook.start()
-        wait_until("draining", lambda: one.state().draining)
-        time.sleep(1.2)  # past the propagation: only the client keeps it waiting
-        assert not answers
-        assert one.ready()
-        connection.execute("SELECT 1")
-        left = time.monotonic()
-    hook.join(10)
-    assert answers[0][1:] == (200, "no client is left\n")
-    assert answers[0][0] - left < 3
-
-
-def test_drain_goes_on_while_new_clients_still_come(one: Pod) -> None:
-    one.up(shop=4)
-    answered = threading.Event()
-
-    def drain() -> None:
-        one.get("/drain", {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)})
-        answered.set()
-
-    hook = threading.Thread(target=drain)
-    hook.start()
-    wait_until("draining", lambda: one.state().draining)
-    deadline = time.monotonic() + 2.5  # the propagation takes 0.5 s here
-    while time.monotonic() < deadline:
-        with one.client() as connection:
-            connection.execute("SELECT 1")
-        assert not answered.wait(0.3)  # nobody is there most of the time
-    assert answered.wait(3)
-    hook.join()
-
-
-def test_drain_ends_when_the_time_is_over(one: Pod) -> None:
-    one.agent.env["POOLFLEET_DRAIN_SECONDS"] = "1"
-    one.up(shop=4)
-    with one.client():
-        status, text = one.get("/drain", {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)})
-    assert (status, text) == (200, "1 clients are left and the time is over\n")
-
-
-def test_a_drained_pgbouncer_is_not_kept_by_its_own_agent(one: Pod) -> None:
-    one.up(shop=4)
-    assert one.get("/drain", {names.DRAIN_TOKEN_HEADER: wire.drain_token(one.key)})[0] == 200
-    begun = time.monotonic()
-    one.bouncer.kill(signal.SIGTERM)  # as the kubelet does now: PgBouncer ends when its last client has left
-    assert time.monotonic() - begun < 3
-    assert one.agent.running()
-
-
 def test_an_unreachable_server_and_a_wrong_password_are_told_apart(one: Pod) -> None:
     dead = DatabaseLine("dead", "127.0.0.1", free_port(), "shop", "shop", "shop")
     one.configure(one.config(lines=[one.line("shop"), one.line("wrong", password="not it"), dead]))
@@ -630,8 +537,19 @@ def test_metrics_and_memory(one: Pod) -> None:
     assert float(values['pgbouncer_stats_queries_duration_seconds_total{database="shop"}']) > 0
     assert values["pgbouncer_up"] == "1.0"
     assert one.agent.rss_mib() <= 35
+    assert values['poolfleet_agent_drain_phase{phase="serving"}'] == "1.0"
     one.bouncer.kill()
     assert "pgbouncer_up 0.0" in one.get("/metrics")[1]
+
+
+def test_the_cpu_of_pgbouncer_is_told(one: Pod) -> None:
+    one.up(shop=2)
+    wait_until("it is known", lambda: one.state().cpu is not None)
+    with Load(one, clients=4, query="SELECT 1"):
+        wait_until("it works", lambda: (one.state().cpu or 0.0) > 0.05, 15)
+    assert "poolfleet_agent_pgbouncer_cpu_cores 0." in one.get("/metrics")[1]
+    one.bouncer.kill()
+    wait_until("nobody is there", lambda: one.state().cpu is None)
 
 
 def test_other_paths_are_not_there(one: Pod) -> None:
@@ -648,3 +566,32 @@ def test_no_secret_is_logged(one: Pod) -> None:
     one.client().close()
     for secret in ("app's", one.key.hex(), wire.drain_token(one.key)):
         assert secret not in one.agent.text()
+
+
+def test_idle_clients_are_closed_to_move_them_as_long_as_the_pod_has_too_many(one: Pod) -> None:
+    one.up(shop=4)
+    idle = [one.client() for _ in range(6)]
+    for connection in idle[1:]:
+        connection.execute("SELECT 1")
+    idle[1].execute("BEGIN")
+    with Load(one, clients=2, query="SELECT 1", pause=0.2) as load:
+        one.told({"move": wire.Move(above=5, idle=1, percent=100)}, shop=4)
+        wait_until("three were closed", lambda: one.state().moved == 3)
+        wait_until("five are left", lambda: one.state().databases["shop"].clients == 5)
+        idle[1].execute("COMMIT")
+        assert [_closed(connection) for connection in idle].count(True) == 3
+        assert not _closed(idle[1])
+        wait_until("it stays", lambda: load.served > 20)
+        assert one.state().moved == 3
+        assert "poolfleet_agent_clients_moved_total 3" in one.get("/metrics")[1]
+    assert load.errors == []
+    for connection in idle:
+        connection.close()
+
+
+def _closed(connection: "psycopg.Connection[tuple[object, ...]]") -> bool:
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return True
+    return False

@@ -1,5 +1,6 @@
 """poolfleet.agent.files"""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from poolfleet.agent import files
 from poolfleet.agent.files import Applied, Config, Mount, Paths, Staged
 from poolfleet.api import names, wire
+from poolfleet.api.wire import Move
 
 APPLIED = Applied("srv", 5, {"shop": 3, "ü": 1}, {"shop": 6}, "hash", 123.5)
 
@@ -29,6 +31,20 @@ def test_applied_survives(tmp_path: Path) -> None:
     assert Applied.load(tmp_path) == APPLIED
     assert [path.name for path in tmp_path.iterdir()] == [files.APPLIED_FILE]
     assert (tmp_path / files.APPLIED_FILE).stat().st_mode & 0o077 == 0
+
+
+def test_peers_and_moves_survive(tmp_path: Path) -> None:
+    full = dataclasses.replace(APPLIED, peer=2, peers={"1": "10.0.0.7", "2": "fd00::1"}, move=Move(10, 60, 5))
+    full.save(tmp_path)
+    assert Applied.load(tmp_path) == full
+
+
+def test_what_an_older_build_wrote_has_no_peers(tmp_path: Path) -> None:
+    APPLIED.save(tmp_path)
+    path = tmp_path / files.APPLIED_FILE
+    message = json.loads(path.read_text())
+    path.write_text(json.dumps({n: v for n, v in message.items() if n not in ("peer", "peers", "move")}))
+    assert Applied.load(tmp_path) == APPLIED
 
 
 def test_staged_survives(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolfleet.agent.publish import LIVE_SECONDS, Publisher, moved
+from poolfleet.agent.publish import LIVE_SECONDS, SURGE_SECONDS, Publisher, moved, surged
 from poolfleet.api.wire import AgentState, DatabaseState
 
 DATABASE = DatabaseState(loaded=5, held=3, samples=2, clients=100, waiting=0, reachable=True)
@@ -36,6 +36,7 @@ def published() -> tuple[Publisher, Clock]:
         {"config_error": "x"},
         {"started": ""},
         {"draining": True},
+        {"cut": 1},
         {"ready": False},
     ],
 )
@@ -77,13 +78,77 @@ def test_live_numbers_raise_seq_by_a_tenth_and_not_too_often() -> None:
         return publisher.state.seq - seq
 
     clock.now = LIVE_SECONDS - 0.1
-    assert publish(500) == 0
+    assert publish(149) == 0
     clock.now = LIVE_SECONDS
     assert publish(109) == 0
     assert publish(110) == 1
     clock.now = 2 * LIVE_SECONDS
     assert publish(105) == 1
     assert publish(99) == 2
+
+
+def test_a_surge_does_not_wait_as_long() -> None:
+    publisher, clock = published()
+    seq = publisher.state.seq
+    surge = dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, clients=150)})
+    clock.now = SURGE_SECONDS - 0.1
+    publisher.publish(surge)
+    assert publisher.state.seq == seq
+    clock.now = SURGE_SECONDS
+    publisher.publish(surge)
+    assert publisher.state.seq == seq + 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "far"),
+    [
+        ({}, {}, False),
+        ({"clients": 100}, {"clients": 149}, False),
+        ({"clients": 100}, {"clients": 150}, True),
+        ({"clients": 100}, {"clients": 50}, True),
+        ({"clients": 0}, {"clients": 3}, False),
+        ({"clients": 0}, {"clients": 4}, True),
+        ({"waiting": 0}, {"waiting": 50}, False),  # it swings, and the clients say it too
+    ],
+)
+def test_surged(before: dict[str, Any], after: dict[str, Any], far: bool) -> None:
+    old, new = (
+        dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, **changes)})
+        for changes in (before, after)
+    )
+    assert surged(old, new) is far
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_moved", "is_surged"),
+    [
+        (None, None, False, False),
+        (None, 0.0, True, True),
+        (0.5, None, True, True),
+        (0.02, 0.11, False, False),
+        (0.02, 0.13, True, False),
+        (0.1, 0.31, True, True),
+        (0.9, 0.5, True, False),
+        (0.9, 0.4, True, True),
+    ],
+)
+def test_the_cpu_is_a_live_number(before: float | None, after: float | None, is_moved: bool, is_surged: bool) -> None:
+    old, new = (dataclasses.replace(STATE, cpu=cpu) for cpu in (before, after))
+    assert moved(old, new) is is_moved
+    assert surged(old, new) is is_surged
+
+
+def test_moved_clients_are_a_live_number() -> None:
+    assert moved(STATE, dataclasses.replace(STATE, moved=1))
+    assert not moved(dataclasses.replace(STATE, moved=100), dataclasses.replace(STATE, moved=105))
+
+
+async def test_what_was_told_is_what_somebody_has_read() -> None:
+    publisher, _ = published()
+    publisher.publish(dataclasses.replace(STATE, cut=3))
+    assert publisher.told.cut == 0
+    await publisher.wait(0, 60)
+    assert publisher.told.cut == 3
 
 
 @pytest.mark.parametrize(

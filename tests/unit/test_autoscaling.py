@@ -224,10 +224,12 @@ def test_in_panic_the_mean_of_six_seconds_counts() -> None:
 
 
 def test_silent_pods_hold_by_cpu_as_well() -> None:
+    """1.3 cores and three times 0.7 ask for 5; 10 clients and three times 250 would ask for 4."""
     policy = replace(POLICY, min_replicas=1)
-    trace = [replace(s, silent=3, answering=1) for s in samples(steady(10), 1000, cpu=steady(0.65))]
-    assert not changes(replay(trace, policy, 4, follow=False))
-    assert replay([replace(s, cpu=0.1) for s in trace], policy, 4, follow=False)[-1].replicas == 4
+    trace = [replace(s, silent=3, answering=2) for s in samples(steady(10), 1000, cpu=steady(1.3))]
+    assert not changes(replay(trace, policy, 5, follow=False))
+    idle = [replace(s, cpu=0.1) for s in trace]
+    assert replay(idle, policy, 5, follow=False)[-1].replicas == 4
 
 
 def test_silent_pods_are_ready_pods_where_panic_is_weighed() -> None:
@@ -267,6 +269,12 @@ def test_a_larger_budget_lets_the_rise_go_on_and_a_smaller_one_takes_nothing() -
     assert [seen[i].replicas for i in (49, 99, 199, 200)] == [4, 5, 5, 6]
     assert seen[150].limited_message == "6 replicas are wanted, the budget feeds 3, 5 stay"
     assert seen[250].limited == Reason.WITHIN_LIMITS
+
+
+def test_pods_that_are_asked_for_and_no_longer_fed_are_told() -> None:
+    decision = replay(samples(steady(1200), 100), POLICY, 5, fed=3)[-1].decision
+    assert (decision.replicas, decision.limited) == (5, Reason.BUDGET_LIMITED)
+    assert decision.limited_message == "5 replicas are wanted, the budget feeds 3, 5 stay"
 
 
 def test_min_replicas_do_not_outgrow_the_budget() -> None:

@@ -1,10 +1,13 @@
 """The parts of bench/ that can be wrong without a cluster: what is read out of programs' answers, and the table."""
 
 import argparse
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import agents, fleet, polling, run, throughput
+from bench import agents, fleet, polling, proc, run, throughput
 from bench.figures import Figure, percentile, spread, text
 from bench.ground import Ground, by_key, differences
 from bench.proc import cpu_seconds, memory
@@ -56,6 +59,23 @@ def test_writes_are_counted_without_lease_and_events() -> None:
     assert fleet.looks(metrics) == 9
 
 
+def test_a_process_is_found_by_its_name_wherever_it_stands() -> None:
+    class Here:
+        def exec(self, namespace: str, pod: str, *command: str, container: str) -> str:
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    here: Any = Here()
+    name = Path("/proc/self/comm").read_text().strip()
+    found = proc.read(here, "ns", "pod", "container", name, "comm")
+    assert found.strip() == name
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        status = proc.read(here, "ns", "pod", "container", "sleep", "status")
+        sleeper.kill()
+    assert status.startswith("Name:\tsleep\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        proc.read(here, "ns", "pod", "container", "nobody-is-called-so", "status")
+
+
 def test_proc_files_are_read() -> None:
     assert memory("VmHWM:\t   26624 kB\nVmRSS:\t   24576 kB\nThreads:\t1\n") == {"VmHWM": 26.0, "VmRSS": 24.0}
     # the command's name may hold blanks and parentheses
@@ -77,7 +97,7 @@ def test_the_table_says_what_missed_its_goal() -> None:
     assert "memory: of | all" in lines[-1]
     bench = run.Bench()
     bench.figures = figures
-    page = run.page(run.PAGE.read_text(), bench, "on a machine\n", 60)
+    page = run.page(run.PAGE.read_text(), bench, "on a machine\n", argparse.Namespace())
     assert "on a machine" in page
     assert "| memory | 36 MiB | <= 35 MiB MISSED | of \\| all |" in page
 

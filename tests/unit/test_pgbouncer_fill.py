@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from poolfleet.pgbouncer import fill
-from poolfleet.pgbouncer.fill import Malformed
+from poolfleet.pgbouncer.fill import Malformed, Own
 from poolfleet.pgbouncer.render import DatabaseLine, Settings, render_ini
 
 TEMPLATE = """;; comment
@@ -48,6 +48,70 @@ def test_the_cold_file_allows_one_connection_each() -> None:
     assert "'shop' = host='a' pool_size=1 max_db_connections=1\n" in text
     assert "'ü'" not in text
     assert text.endswith("default_pool_size = 1\nsyslog_ident = cold\n")
+
+
+PEERS = {"10": "10.0.0.7", "2": "FD00:0::1"}
+
+
+def test_peers_have_a_section_before_the_settings_in_a_template_of_any_age() -> None:
+    own = Own(peer=2, peers=PEERS, port=7432)
+    text = fill.fill(TEMPLATE, {"shop": 7}, "cfg-1", own)
+    assert text == (
+        ";; comment\n[databases]\n"
+        "'shop' = host='a' pool_size=7 max_db_connections=7\n"
+        "\n[peers]\n"
+        "2 = host=fd00::1 port=7432 pool_size=50\n"
+        "10 = host=10.0.0.7 port=7432 pool_size=50\n"
+        "\n[pgbouncer]\nlisten_addr = *\ndefault_pool_size = 7\npeer_id = 2\nsyslog_ident = cfg-1\n"
+    )
+    assert fill.cold(TEMPLATE, {"shop": 7}, own) == text.replace("=7 ", "=1 ").replace("=7\n", "=1\n").replace(
+        "default_pool_size = 7", "default_pool_size = 1"
+    ).replace("cfg-1", "cold")
+
+
+def test_without_an_id_of_its_own_there_are_no_peers() -> None:
+    assert fill.fill(TEMPLATE, {"shop": 7}, "cfg-1", Own(peers=PEERS)) == fill.fill(TEMPLATE, {"shop": 7}, "cfg-1")
+
+
+@pytest.mark.parametrize("address", ["pod.shop", "10.0.0.7\nadmin_users = x", "fe80::1%\nadmin_users = x", ""])
+def test_a_peer_is_an_ip_address(address: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        fill.fill(TEMPLATE, {"shop": 7}, "cfg-1", Own(peer=2, peers={"1": address}))
+
+
+def test_the_section_stands_right_whatever_a_value_looks_like() -> None:
+    lines = [DatabaseLine("[pgbouncer]", "pg.x", 5432, "[pgbouncer]")]
+    template = render_ini(lines, Settings(max_client_conn=10))
+    text = fill.fill(template, {"[pgbouncer]": 1}, "cfg-1", Own(peer=1, peers={"1": "10.0.0.7"}))
+    sections = [line for line in text.splitlines() if line.startswith("[")]
+    assert sections == ["[databases]", "[peers]", "[pgbouncer]"]
+
+
+@pytest.mark.parametrize(
+    ("set_to", "wanted", "line"),
+    [
+        (None, None, None),
+        (None, 5.0, "5"),
+        (None, 0.25, "0.25"),
+        ("0", 5.0, "5"),
+        ("300", 5.0, "5"),
+        ("3", 5.0, None),
+        ("5", 5.0, None),
+        ("3", 1.0, "1"),
+    ],
+)
+def test_an_idle_timeout_stands_before_the_marker_unless_a_shorter_one_is_set(
+    set_to: str | None, wanted: float | None, line: str | None
+) -> None:
+    parameters = {} if set_to is None else {"client_idle_timeout": set_to}
+    template = render_ini([DatabaseLine("shop", "pg.x", 5432, "shop")], Settings(10, parameters=parameters))
+    text = fill.fill(template, {"shop": 1}, "cfg-1", Own(client_idle_timeout=wanted))
+    found = [line for line in text.splitlines() if line.startswith("client_idle_timeout")]
+    expected = [] if set_to is None else [f"client_idle_timeout = {set_to}"]
+    assert found == expected + ([] if line is None else [f"client_idle_timeout = {line}"])
+    if line is not None:
+        assert text.endswith(f"client_idle_timeout = {line}\nsyslog_ident = cfg-1\n")
+    assert fill.cold(template, {"shop": 1}, Own(client_idle_timeout=wanted)) == fill.cold(template, {"shop": 1})
 
 
 @pytest.mark.parametrize("grant", [0, -1, True, 1.5, "3", None])

@@ -1,5 +1,7 @@
 """poolfleet.pgbouncer.show"""
 
+from datetime import datetime
+
 import pytest
 
 from poolfleet.pgbouncer import show
@@ -56,6 +58,24 @@ def test_connections_that_carry_a_cancel_request_use_no_slot_of_postgresql() -> 
     pool = show.Pool("d", "u", sv_active=1, sv_active_cancel=5, sv_being_canceled=1, sv_login=1, sv_tested=1)
     assert pool.servers == 4
     assert pool.logged_in == 1
+
+
+def test_clients() -> None:
+    columns = ("id", "database", "addr", "state", "link", "request_time")
+    rows = (
+        ("7", "shop", "10.0.0.9", "idle", "", "2026-01-02 03:04:05 UTC"),
+        ("8", "shop", "unix", "active", "0x1", "2026-01-02 03:04:05 CEST"),
+        ("9", "shop", "unix", "idle", "0x1", "2026-01-02 03:04:05 UTC"),
+        ("10", "pgbouncer", "unix", "waiting", "", "2026-01-02 03:04:05 UTC"),
+    )
+    found = show.clients(Rows(columns, rows))
+    at = datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001 - as show.Client
+    assert found[0] == show.Client("shop", "10.0.0.9", True, at, 7)
+    assert [client.idle for client in found] == [True, False, False, False]
+    with pytest.raises(ValueError, match="request_time"):
+        show.clients(Rows(columns[:5], (rows[0][:5],)))
+    with pytest.raises(ValueError, match="never"):
+        show.clients(Rows(columns, ((*rows[0][:5], "never"),)))
 
 
 def test_servers_config_version_and_stats() -> None:

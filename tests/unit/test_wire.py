@@ -22,6 +22,10 @@ STATE = wire.AgentState(
     databases={"shop": wire.DatabaseState(3, 2, 2, 10, 1, 2, 3, True, True, "")},
     max_wait=0.25,
     pids=(1, 2),
+    draining=True,
+    cut=3,
+    moved=4,
+    cpu=0.25,
     ready=True,
 )
 
@@ -82,9 +86,50 @@ def test_a_directive_of_another_shape_is_refused(change: dict[str, object]) -> N
 
 
 def test_unknown_members_and_a_missing_share_are_fine() -> None:
-    message = {**DIRECTIVE.to_message(), "hold": [], "peer": 3}
+    message = {**DIRECTIVE.to_message(), "hold": [], "later": 3}
     del message["share"]
     assert wire.Directive.from_message(message) == dataclasses.replace(DIRECTIVE, share={})
+
+
+def test_peers_and_moves_travel_and_are_absent_while_there_are_none() -> None:
+    full = dataclasses.replace(DIRECTIVE, peer=3, peers={"1": "10.0.0.7", "3": "fd00::1"}, move=wire.Move(10, 60, 5))
+    assert wire.Directive.from_message(wire.verify(wire.sign(full.to_message(), KEY), KEY)) == full
+    assert not {"peer", "peers", "move"} & DIRECTIVE.to_message().keys()
+
+
+@pytest.mark.parametrize("peer", [-1, 1.0, True, "1", None, wire.MAX_PEER + 1, [], {}])
+def test_a_peer_is_a_peer_id(peer: object) -> None:
+    with pytest.raises(wire.WireError):
+        wire.Directive.from_message({**DIRECTIVE.to_message(), "peer": peer})
+
+
+@pytest.mark.parametrize(
+    "peers",
+    [
+        *(None, [], "1", ["1"]),
+        *({id: "10.0.0.7"} for id in ("0", "-1", "01", "+1", " 1", "1 ", "1_0", "\u0661", "x", "", "16384", "1\n")),
+        *({"1": address} for address in (None, 5, True, ["10.0.0.7"], "", "10.0.0", "010.0.0.7", "10.0.0.7 ")),
+        *({"1": address} for address in ("db.shop", "/run/x", "10.0.0.7/32", "10.0.0.7\nadmin_users = app", "*")),
+        *({"1": address} for address in ("fe80::1%eth0", "fe80::1%\nadmin_users = app", "[fd00::1]", "fd00::1 port=1")),
+    ],
+)
+def test_hostile_peers_are_refused(peers: object) -> None:
+    with pytest.raises(wire.WireError):
+        wire.Directive.from_message({**DIRECTIVE.to_message(), "peer": 1, "peers": peers})
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        *(0, [], "x", {}, {"above": 1, "idle": 1}),
+        *({"above": value, "idle": 1, "percent": 1} for value in (-1, "1")),
+        *({"above": 1, "idle": value, "percent": 1} for value in (-1, "1")),
+        *({"above": 1, "idle": 1, "percent": value} for value in (-1, 1.5, True, None)),
+    ],
+)
+def test_a_move_of_another_shape_is_refused(move: object) -> None:
+    with pytest.raises(wire.WireError):
+        wire.Directive.from_message({**DIRECTIVE.to_message(), "move": move})
 
 
 @pytest.mark.parametrize("name", ["server", "pod", "seq", "rev", "config", "started", "databases", "v"])
@@ -95,12 +140,15 @@ def test_a_state_without_a_member_is_refused(name: str) -> None:
         wire.AgentState.from_message(message)
 
 
-def test_agents_of_the_build_before_say_nothing_of_demand() -> None:
+def test_agents_of_the_build_before_say_nothing_of_demand_cuts_moves_and_cpu() -> None:
     message = STATE.to_message()
     for name in ("peak", "demand", "waited"):
         del message["databases"]["shop"][name]
+    for name in ("cut", "moved", "cpu"):
+        del message[name]
     quiet = dataclasses.replace(STATE.databases["shop"], peak=0, demand=0, waited=False)
-    assert wire.AgentState.from_message(message) == dataclasses.replace(STATE, databases={"shop": quiet})
+    expected = dataclasses.replace(STATE, databases={"shop": quiet}, cut=0, moved=0, cpu=None)
+    assert wire.AgentState.from_message(message) == expected
 
 
 @given(

@@ -5,18 +5,22 @@ Every TICK, and at once when a directive is POSTed, it looks at the mounted file
 wrong (design section 4).
 """
 
-import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import poolfleet
+from poolfleet.agent.cancels import Cancels
+from poolfleet.agent.cpu import Cpu, used
+from poolfleet.agent.drain import Drain, Phase
 from poolfleet.agent.files import Config, Paths, Staged
 from poolfleet.agent.inbox import Inbox
 from poolfleet.agent.intake import Intake
 from poolfleet.agent.loader import Loader, Rejected
 from poolfleet.agent.logs import log
-from poolfleet.agent.probe import logins, probe
+from poolfleet.agent.moves import Moves
+from poolfleet.agent.probe import Probes
 from poolfleet.agent.process import Console
 from poolfleet.agent.publish import Publisher
 from poolfleet.agent.reach import Reach
@@ -34,7 +38,6 @@ QUIET_SAMPLE: Final = 2.0
 QUIET_LOGINS: Final = 1.0  # how long a new configuration waits for logins under way (facts/pgbouncer.md 4, the race)
 READY_ANYWAY: Final = 20.0
 MAX_TRIES: Final = 2  # a configuration with which PgBouncer ends this often is refused
-PROBES_AT_ONCE: Final = 4
 
 
 class Engine:
@@ -48,18 +51,20 @@ class Engine:
         self.publisher = Publisher()
         self.sample: Sample | None = None
         self.gate = False  # the first grant is rendered: PgBouncer may start
-        self.draining = False
-        self.drained = False  # PgBouncer is being stopped: it waits until every client has left, its console's too
+        self.drain = Drain()
         self.reloads = {"taken": 0, "refused": 0}
         self.intake = Intake(paths)
         self.inbox = Inbox()
+        self._port = port
         self._loader = Loader(paths.run, self.console)
         self._fresh = False  # this agent staged the pod's first configuration: no PgBouncer has run here before
-        self._cold: tuple[str, tuple[str, ...]] = ("", ())  # what the cold file on disk is made of
+        self._cold: object = None  # what the cold file on disk is made of
         self._up = False
         self._process = ""
         self._version = ""
         self._loaded = False  # this process has taken the grant
+        self._idle: float | None = None  # client_idle_timeout that it has taken besides
+        self._stopped = False  # it was told to SHUTDOWN
         self._due = False  # the grant or the configuration is to be loaded
         self._load_at = 0.0
         self._tried = ("", 0)
@@ -68,7 +73,10 @@ class Engine:
         self._reached = ""  # hash of the configuration whose databases `reach` was told of
         self._shrinks = Shrinks()
         self._ready = False
-        self._probes: set[asyncio.Task[None]] = set()
+        self._probes = Probes(self.console.socket)
+        self._cancels = Cancels(self.console.socket)
+        self._cpu = Cpu()
+        self._moves = Moves()
 
     @property
     def key(self) -> bytes | None:
@@ -130,10 +138,10 @@ class Engine:
             staged = Staged(wanted, proved=False)
         if staged is None:
             return
-        cold = (staged.config.hash, tuple(sorted(applied.grant)))
+        cold = self._made_of(staged.config)
         if cold != self._cold:
             try:
-                self._loader.put_cold(staged.config, applied.grant)
+                self._loader.put_cold(staged.config, applied.grant, self._own())
             except Rejected as error:
                 self._config_error = f"configuration {staged.config.hash}: {error}"
                 return
@@ -144,11 +152,21 @@ class Engine:
             log.info("configuration staged", extra={"config": staged.config.hash})
         self.gate = True
 
+    def _own(self) -> fill.Own:
+        assert self.intake.applied is not None
+        return fill.Own(self.intake.applied.peer, self.intake.applied.peers, self._port, self.drain.idle)
+
+    def _made_of(self, config: Config) -> object:
+        """What a cold file of `config` is made of; equal values make equal files."""
+        assert self.intake.applied is not None
+        return config.hash, sorted(self.intake.applied.grant), replace(self._own(), client_idle_timeout=None)
+
     # -- PgBouncer ----------------------------------------------------------------------------------------------------
 
     async def _tend(self) -> None:
         """Do what is due with the running PgBouncer. Raises AdminError if it went away, OSError if a disk is full."""
-        if self.drained and self.console.still(self._process):
+        if self.drain.phase is Phase.DRAINED and self.console.still(self._process):
+            # The kubelet stops it, and it waits until every client has left, its console's too.
             self.console.drop()
             self._up = False
             return
@@ -157,22 +175,32 @@ class Engine:
             return
         if self.console.started != self._process:
             await self._new_process()
-        if time.monotonic() >= self._load_at and (self._due or not self._loaded or self._wanted() is not None):
+        if self.drain.phase is Phase.STOPPING and not self._stopped:
+            await self.console.query("SHUTDOWN WAIT_FOR_SERVERS")
+            self._stopped = True
+        if time.monotonic() >= self._load_at and self._load_due():
             await self._load()
         if self._sample_due():
             self.sample = await self.console.sample()
+            self._cpu.add(self.console.pid, self.sample.at, used(self.console.pid))
             self.samples.add(self.sample, self.reach.probing)
             for name in self.sample.databases:
                 pool = self.sample.pools.get(name, show.Pool(name, ""))
                 self.reach.seen(name, pool, self._usage(name).waiting, self.sample.at)
             await self._follow_shrinks(self.sample)
-        self._start_probes()
+        await self._cancels.tend(self.console, len(self.intake.applied.peers) if self.intake.applied else 0)
+        if self.intake.staged is not None and not self.drain.draining:
+            self._probes.start(self.reach, self.sample, self.intake.staged.config)
+            move = self.intake.applied.move if self.intake.applied else None
+            await self._moves.tend(self.console, move, self.clients_left(0.0) or 0)
 
     async def _new_process(self) -> None:
         self._process, self._loaded = self.console.started, False
-        self._ready = self.draining = self.drained = False
+        self._ready = self._stopped = False
+        if self.drain.draining:  # of a process that is gone
+            self.drain = Drain()
         self.sample = None
-        self.samples = Samples()
+        self.samples, self._moves = Samples(), Moves()
         self._shrinks.loaded([], time.monotonic())
         self._version = await self.console.version()
         self._load_at = self._linger_end()
@@ -185,6 +213,9 @@ class Engine:
             return 0.0
         since = time.time() - self.console.started_at
         return time.monotonic() + min(max(names.LINGER_SECONDS - since, 0.0), names.LINGER_SECONDS)
+
+    def _load_due(self) -> bool:
+        return self._due or not self._loaded or self._wanted() is not None or self._idle != self.drain.idle
 
     def _wanted(self) -> Config | None:
         """A configuration to load; None if there is none, or PgBouncer has refused it."""
@@ -206,10 +237,10 @@ class Engine:
                     self._refuse(wanted, "PgBouncer ended while loading it")
                 raise
         assert self.intake.applied is not None and self.intake.staged is not None
-        good = self.intake.staged.config
+        good, own = self.intake.staged.config, self._own()
         self._due = True
         try:
-            await self._loader.load(good, self.intake.applied.grant, good)
+            await self._loader.load(good, self.intake.applied.grant, good, own)
         except Rejected as error:
             self.reloads["refused"] += 1
             self._config_error = f"configuration {good.hash}: {error}"
@@ -217,26 +248,27 @@ class Engine:
             log.error("the last good configuration was not taken", extra={"reason": str(error)})
             return
         proved = self.intake.staged.proved
-        self._in_force(good)
+        self._in_force(good, own)
         if not proved:
             self.intake.stage(Staged(good, proved=True))
 
     async def _load_new(self, wanted: Config) -> None:
         assert self.intake.applied is not None and self.intake.staged is not None
-        await self._quiet_logins()
-        self._due = True
-        await self._loader.load(wanted, self.intake.applied.grant, self.intake.staged.config)
-        self._in_force(wanted)
+        await self.console.quiet_logins(QUIET_LOGINS)
+        self._due, own = True, self._own()
+        await self._loader.load(wanted, self.intake.applied.grant, self.intake.staged.config, own)
+        self._in_force(wanted, own)
         self.intake.stage(Staged(wanted, proved=True))
 
-    def _in_force(self, config: Config) -> None:
-        """`config` with the applied grant is loaded and verified."""
+    def _in_force(self, config: Config, own: fill.Own) -> None:
+        """`config` with the applied grant and `own` is loaded and verified."""
         assert self.intake.applied is not None
         self.reloads["taken"] += 1
         self._due, self._loaded, self._tried = False, True, ("", 0)
+        self._idle = own.client_idle_timeout
         if config.hash == self.intake.applied.config:
             self._config_error = self._refused = ""
-        self._cold = (config.hash, tuple(sorted(self.intake.applied.grant)))
+        self._cold = self._made_of(config)
         now = time.monotonic()
         served = [name for name in fill.databases(config.template) if name in self.intake.applied.grant]
         self.samples.reset(served)
@@ -257,14 +289,6 @@ class Engine:
         self._config_error = f"configuration {config.hash}: {reason}"
         log.error("configuration refused; the last good one stays", extra={"config": config.hash, "reason": reason})
 
-    async def _quiet_logins(self) -> None:
-        """Wait until no server login is under way, for a while."""
-        deadline = time.monotonic() + QUIET_LOGINS
-        while time.monotonic() < deadline:
-            if not any(pool.sv_login for pool in (await self.console.sample()).pools.values()):
-                return
-            await asyncio.sleep(0.05)
-
     async def _follow_shrinks(self, sample: Sample) -> None:
         for name in self._shrinks.seen(sample, self.samples):
             try:
@@ -283,7 +307,7 @@ class Engine:
         pace = self._shrinks.pace(sample)
         if pace is not None or self.samples.count < 2:
             return age >= (pace or SPACING)
-        quiet = self._ready and not self.draining and sample.clients() == 0
+        quiet = self._ready and not self.drain.draining and sample.clients() == 0
         return age >= (QUIET_SAMPLE if quiet else BUSY_SAMPLE)
 
     def _pace(self) -> float:
@@ -295,29 +319,25 @@ class Engine:
         """Clients and busy connections of a database at the last sample, the agent's own probe left out."""
         return self.sample.usage(name, probing=self.reach.probing(name)) if self.sample else Usage(0, 0, 0)
 
-    def clients_left(self, since: float) -> int:
-        """Clients of all databases, the agent's own left out; 1 while nothing was seen after `since` (monotonic)."""
-        if not self._up:
-            return 0
-        if self.sample is None or self.sample.at < since:
-            return 1
+    # -- what a drain asks for (drain.Pooler) -------------------------------------------------------------------------
+
+    @property
+    def process(self) -> str:
+        return self._process
+
+    def ended(self, process: str) -> bool:
+        return self._process != process or (not self._up and self.console.ended(process))
+
+    def clients_left(self, since: float) -> int | None:
+        if not self._up or self.sample is None or self.sample.at < since:
+            return None
         return sum(self._usage(name).clients for name in self.sample.pools)
 
-    def _start_probes(self) -> None:
-        if self.sample is None or self.intake.staged is None or self.draining:
-            return
-        for name in self.reach.due(time.monotonic(), PROBES_AT_ONCE - len(self._probes)):
-            task = asyncio.create_task(self._probe(name))
-            self._probes.add(task)
-            task.add_done_callback(self._probes.discard)
+    async def transactions(self) -> int:
+        return await self.console.transactions()
 
-    async def _probe(self, name: str) -> None:
-        assert self.sample is not None and self.intake.staged is not None
-        config, database = self.intake.staged.config, self.sample.databases.get(name)
-        users = logins(config, forced=database is not None and database.force_user != "")
-        address = f"{database.host}:{database.port}" if database is not None else "the server"
-        ok, error = await probe(str(self.console.socket), name, address, users)
-        self.reach.result(name, ok, error, time.monotonic())
+    def told(self, cut: int) -> bool:
+        return self.publisher.told.cut == cut
 
     def _is_ready(self) -> bool:
         if not self._up or self.intake.applied is None or self.sample is None:
@@ -362,7 +382,10 @@ class Engine:
                 databases=databases,
                 max_wait=max((pool.maxwait_us for pool in sample.pools.values()), default=0) / 1e6 if sample else 0.0,
                 pids=sample.pids if sample else (),
-                draining=self.draining,
+                draining=self.drain.draining,
+                cut=self.drain.cut,
+                moved=self._moves.moved,
+                cpu=self._cpu.cores() if sample else None,
                 ready=self._ready,
                 version=poolfleet.__version__,
                 pgbouncer=self._version,

@@ -9,12 +9,12 @@ import base64
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from poolfleet.api import names
-from poolfleet.api.wire import config_hash
+from poolfleet.api.wire import Move, config_hash
 
 APPLIED_FILE: Final = "applied.json"
 STAGED_FILE: Final = "config.json"
@@ -48,20 +48,25 @@ class Applied:
     share: Mapping[str, int]
     config: str  # the configuration that the directive wants; it may not be in force yet
     first: float  # when this pod got its first grant, seconds since the epoch
+    peer: int = 0
+    peers: Mapping[str, str] = field(default_factory=dict)
+    move: Move | None = None
 
     def save(self, folder: Path) -> None:
         """Write durably. Raises OSError."""
-        message = {name: getattr(self, name) for name in ("server", "rev", "config", "first")}
-        message |= {"grant": dict(self.grant), "share": dict(self.share)}
+        message = {name: getattr(self, name) for name in ("server", "rev", "config", "first", "peer")}
+        message |= {"grant": dict(self.grant), "share": dict(self.share), "peers": dict(self.peers)}
+        message["move"] = None if self.move is None else asdict(self.move)
         write_durably(folder / APPLIED_FILE, json.dumps(message).encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Applied | None":
-        """What `save` wrote, None if nothing. Raises ValueError if it is not readable."""
+        """What `save` wrote, an older build's too; None if nothing. Raises ValueError if it is not readable."""
         message = _load(folder / APPLIED_FILE)
         if message is None:
             return None
         try:
+            move = message.get("move")
             return cls(
                 server=str(message["server"]),
                 rev=int(message["rev"]),
@@ -69,6 +74,9 @@ class Applied:
                 share={str(name): int(n) for name, n in message["share"].items()},
                 config=str(message["config"]),
                 first=float(message["first"]),
+                peer=int(message.get("peer", 0)),
+                peers={str(peer): str(address) for peer, address in message.get("peers", {}).items()},
+                move=None if move is None else Move(int(move["above"]), int(move["idle"]), int(move["percent"])),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{APPLIED_FILE} is not readable: {error!r}") from error

@@ -81,6 +81,9 @@ class Intake:
             share=directive.share,
             config=directive.config,
             first=self.applied.first if self.applied else time.time(),
+            peer=directive.peer,
+            peers=directive.peers,
+            move=directive.move,
         )
         applied.save(self._run)
         self.applied = applied

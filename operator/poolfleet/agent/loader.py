@@ -36,24 +36,26 @@ class Loader:
         # Never the number of an earlier load, not of an earlier agent's either: an old marker must not look new.
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
 
-    def put_cold(self, config: Config, grant: Mapping[str, int]) -> None:
+    def put_cold(self, config: Config, grant: Mapping[str, int], own: fill.Own = fill.NOTHING) -> None:
         """Write the live files with the cold ini, for a PgBouncer that starts. Raises Rejected, OSError."""
-        _, cold = self._render(config, grant, fill.COLD)
+        _, cold = _render(config, grant, own, fill.COLD)
         self._write_live(config)
         ini = self._run / names.INI_FILE
         prepare(ini, cold, suffix=_COLD)
         commit(ini, suffix=_COLD)
 
-    async def load(self, config: Config, grant: Mapping[str, int], fallback: Config) -> None:
-        """Load `config` with `grant` and verify the marker.
+    async def load(
+        self, config: Config, grant: Mapping[str, int], fallback: Config, own: fill.Own = fill.NOTHING
+    ) -> None:
+        """Load `config` with `grant` and `own` and verify the marker.
 
         However it ends, the cold ini is on disk again: of `config` if it was taken, else of `fallback`, whose other
         live files are back then as well (PgBouncer itself has to load it again). Raises Rejected if it was not taken,
         AdminError if PgBouncer went away, OSError if there was no room before the RELOAD.
         """
         marker = f"cfg-{next(self._numbers)}"
-        granted, cold = self._render(config, grant, marker)
-        _, cold_before = self._render(fallback, grant, fill.COLD)
+        granted, cold = _render(config, grant, own, marker)
+        _, cold_before = _render(fallback, grant, own, fill.COLD)
         ini = self._run / names.INI_FILE
         prepare(ini, cold_before, suffix=_COLD)
         prepare(ini, granted)
@@ -78,13 +80,6 @@ class Loader:
         if await self._console.marker() != marker:
             raise Rejected("PgBouncer stopped reading it at a line that it does not take")
 
-    def _render(self, config: Config, grant: Mapping[str, int], marker: str) -> tuple[bytes, bytes]:
-        try:
-            template = config.template
-            return fill.fill(template, grant, marker).encode(), fill.cold(template, grant).encode()
-        except ValueError as error:
-            raise Rejected(str(error)) from error
-
     def _write_live(self, config: Config) -> None:
         for name in LIVE:
             path = self._run / name
@@ -93,3 +88,11 @@ class Loader:
             elif not path.exists() or path.read_bytes() != config.files[name]:
                 prepare(path, config.files[name])
                 commit(path)
+
+
+def _render(config: Config, grant: Mapping[str, int], own: fill.Own, marker: str) -> tuple[bytes, bytes]:
+    try:
+        template = config.template
+        return fill.fill(template, grant, marker, own).encode(), fill.cold(template, grant, own).encode()
+    except ValueError as error:
+        raise Rejected(str(error)) from error

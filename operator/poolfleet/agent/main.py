@@ -7,11 +7,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from poolfleet.agent.drain import PROPAGATION_SECONDS
 from poolfleet.agent.engine import Engine
 from poolfleet.agent.files import Paths
 from poolfleet.agent.http import Server
 from poolfleet.agent.logs import log, setup
-from poolfleet.agent.service import PROPAGATION_SECONDS, Service
+from poolfleet.agent.service import Service
 from poolfleet.api import names
 
 USAGE = """usage: poolfleet agent

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from poolfleet.agent.drain import Phase
 from poolfleet.agent.engine import Engine
 from poolfleet.agent.logs import log
 from poolfleet.pgbouncer import show
@@ -115,9 +116,16 @@ def _agent(text: _Text, engine: Engine) -> None:
     for name, value, words in (
         ("ready", state.ready, "The pod is ready"),
         ("draining", state.draining, "The pod drains"),
+        ("clients_cut", state.cut, "Clients that were left when the drain's time was over"),
         ("config_error", bool(state.config_error), "A newer configuration was refused"),
     ):
         text.add(f"poolfleet_agent_{name}", "gauge", words, [({}, float(value))])
+    phase = [({"phase": str(phase)}, float(phase is engine.drain.phase)) for phase in Phase]
+    text.add("poolfleet_agent_drain_phase", "gauge", "How far the drain is: 1 for the phase that it is in", phase)
+    if state.cpu is not None:
+        cpu = state.cpu
+        text.add("poolfleet_agent_pgbouncer_cpu_cores", "gauge", "CPU of PgBouncer over the last seconds", [({}, cpu)])
+    text.add("poolfleet_agent_clients_moved_total", "counter", "Idle clients closed to move them", [({}, state.moved)])
     reloads = [({"result": result}, float(n)) for result, n in engine.reloads.items()]
     text.add("poolfleet_agent_reloads_total", "counter", "Loads by result", reloads)
     pages = int(Path("/proc/self/statm").read_text().split()[1])

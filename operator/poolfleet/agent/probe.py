@@ -1,10 +1,14 @@
 """One login through the own PgBouncer, to see whether a database's server can be reached."""
 
 import asyncio
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from poolfleet.agent.files import Config
+from poolfleet.agent.reach import Reach
+from poolfleet.agent.samples import Sample
 from poolfleet.api import names
 from poolfleet.api.wire import tombstone
 from poolfleet.pgbouncer import quoting
@@ -16,6 +20,29 @@ word, until client_login_timeout; a login to the server that takes longer than t
 
 
 PROBE_USERS: Final = 3
+PROBES_AT_ONCE: Final = 4
+
+
+class Probes:
+    """The logins under way, as tasks of their own."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = str(socket)
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, reach: Reach, sample: Sample | None, config: Config) -> None:
+        """Begin what `reach` says is due; it is told the result. `sample`: where the databases are."""
+        for name in reach.due(time.monotonic(), PROBES_AT_ONCE - len(self._running)):
+            database = sample.databases.get(name) if sample else None
+            users = logins(config, forced=database is not None and database.force_user != "")
+            address = f"{database.host}:{database.port}" if database is not None else "the server"
+            task = asyncio.create_task(self._probe(reach, name, address, users))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _probe(self, reach: Reach, name: str, address: str, users: Sequence[tuple[str, str]]) -> None:
+        ok, error = await probe(self._socket, name, address, users)
+        reach.result(name, ok, error, time.monotonic())
 
 
 def logins(config: Config, *, forced: bool) -> list[tuple[str, str]]:

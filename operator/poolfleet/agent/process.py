@@ -4,6 +4,8 @@ A process is identified by its admin socket: a PgBouncer that starts makes a new
 connection is known to belong to the process whose socket was there before and after connecting.
 """
 
+import asyncio
+import socket
 import time
 from pathlib import Path
 from typing import Final
@@ -24,6 +26,7 @@ class Console:
         self._connection: Connection | None = None
         self.started = ""  # identity of the process that the connection belongs to
         self.started_at = 0.0  # when it made its socket, seconds since the epoch
+        self.pid = 0  # 0: not known
 
     async def connect(self) -> bool:
         """Be connected to the running PgBouncer; False if none answers. Cheap while nothing changed: one stat."""
@@ -43,12 +46,27 @@ class Console:
             return False
         self._connection = connection
         self.started, self.started_at = before
+        self.pid = connection.peer_pid
         return True
 
     def still(self, process: str) -> bool:
         """Whether the socket is still the one of this process."""
         now = self._identity()
         return now is not None and now[0] == process
+
+    def ended(self, process: str) -> bool:
+        """Whether this process is gone: its socket, or whoever listened on it."""
+        if not self.still(process):
+            return True
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            caller.setblocking(False)
+            try:
+                caller.connect(str(self.socket))
+            except BlockingIOError:  # it is only busy
+                return False
+            except OSError:
+                return True
+        return False
 
     async def fresh(self) -> Connection:
         """A further admin connection, which the caller closes. Raises AdminError."""
@@ -91,6 +109,14 @@ class Console:
             pools=show.by_database(pools),
             pids=tuple(sorted(server.remote_pid for server in servers if server.remote_pid)),
         )
+
+    async def quiet_logins(self, seconds: float) -> None:
+        """Wait until no server login is under way, for `seconds` at most. Raises AdminError."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not any(pool.sv_login for pool in (await self.sample()).pools.values()):
+                return
+            await asyncio.sleep(0.05)
 
     async def marker(self) -> str:
         """Marker of the file that was loaded completely last. Raises AdminError."""

@@ -1,24 +1,16 @@
 """The agent's HTTP routes (design section 4): most read what the engine has published."""
 
-import asyncio
 import hmac
 import math
-import time
 from typing import Final
 
 from poolfleet.agent.accept import Forged, NotReady, Refused
+from poolfleet.agent.drain import PROPAGATION_SECONDS
 from poolfleet.agent.engine import Engine
 from poolfleet.agent.http import Request, Response
-from poolfleet.agent.logs import log
 from poolfleet.agent.metrics import exposition
 from poolfleet.api import names, wire
 from poolfleet.api.wire import AgentState
-
-PROPAGATION_SECONDS: Final = 5.0
-"""How long new connections may still come after the pod has left the Service's endpoints (facts/pgbouncer.md 3)."""
-
-QUIET_SECONDS: Final = 1.0
-"""On a busy node the endpoints take longer: as long as clients still come, the propagation is not over."""
 
 ROUTES: Final = frozenset({"/startupz", "/readyz", "/state", "/metrics", "/drain", "/directive"})
 MAX_WAIT_SECONDS: Final = 30.0
@@ -86,25 +78,8 @@ class Service:
         token = request.headers.get(names.DRAIN_TOKEN_HEADER.lower(), "")
         if key is None or not hmac.compare_digest(token.encode(), wire.drain_token(key).encode()):
             return Response(403, "no\n")
-        log.info("draining")
-        self._engine.draining = True
-        begun = quiet_since = now = time.monotonic()
-        propagated = begun + self._propagation_seconds
-        left, before = 1, -1
-        while now < propagated or (now < propagated + self._drain_seconds and now - quiet_since < QUIET_SECONDS):
-            await asyncio.sleep(0.2)
-            # A client that comes, asks and goes is seen by its transaction only.
-            left, count, now = (
-                self._engine.clients_left(begun),
-                await self._engine.console.transactions(),
-                time.monotonic(),
-            )
-            if left or count != before:
-                before, quiet_since = count, now
-        self._engine.drained = True
-        text = "no client is left" if not left else f"{left} clients are left and the time is over"
-        log.info("drained", extra={"result": text, "seconds": round(time.monotonic() - begun, 1)})
-        return Response(200, text + "\n")
+        words = await self._engine.drain.run(self._engine, self._drain_seconds, self._propagation_seconds)
+        return Response(200, words + "\n")
 
 
 def seconds(text: str) -> float:

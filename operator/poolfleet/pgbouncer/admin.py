@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import os
+import socket
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -87,6 +88,12 @@ class Connection:
     def ended(self) -> bool:
         """The other side has closed the connection."""
         return self._reader.at_eof()
+
+    @property
+    def peer_pid(self) -> int:
+        """pid of the process that listens on the socket (unix(7), SO_PEERCRED); 0 if it is in another pid namespace."""
+        credentials = self._writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int(struct.unpack("3i", credentials)[0])
 
     def close(self) -> None:
         """Close at once, with a goodbye if the connection still takes it."""

@@ -6,6 +6,7 @@ ValueError. Standard library only.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from poolfleet.pgbouncer.admin import Rows
@@ -78,6 +79,17 @@ class Server:
     state: str
     remote_pid: int  # the backend's pid, 0 while unknown
     close_needed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One row of SHOW CLIENTS."""
+
+    database: str
+    address: str  # "unix" for the Unix socket
+    idle: bool  # it has no server connection and waits for none (PgBouncer 1.25 or newer says so)
+    requested: datetime  # when it sent its last request, to the second, in PgBouncer's time zone
+    id: int
 
 
 COUNTS: Final = (
@@ -161,6 +173,26 @@ def servers(rows: Rows) -> list[Server]:
         for row in dicts(rows)
         if row.get("database") != ADMIN_DATABASE
     ]
+
+
+def clients(rows: Rows) -> list[Client]:
+    """SHOW CLIENTS, the admin console's included."""
+    return [
+        Client(
+            database=_text(row, "database"),
+            address=_text(row, "addr"),
+            idle=_text(row, "state") == "idle" and not _text(row, "link"),
+            requested=datetime.strptime(_text(row, "request_time")[:19], "%Y-%m-%d %H:%M:%S"),  # noqa: DTZ007 - see Client
+            id=_count(row, "id"),
+        )
+        for row in dicts(rows)
+    ]
+
+
+def waiting_cancels(rows: Rows) -> dict[int, int]:
+    """SHOW PEER_POOLS: peer_id -> cancel requests that wait for a connection to it, where some do."""
+    waiting = {_count(row, "peer_id"): _count(row, "cl_waiting_cancel_req") for row in dicts(rows)}
+    return {peer: count for peer, count in waiting.items() if count}
 
 
 def config(rows: Rows) -> dict[str, str]:

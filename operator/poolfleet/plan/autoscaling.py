@@ -120,7 +120,8 @@ def step(state: State, sample: Sample, policy: Policy, replicas: int, fed: int |
 
     The limits, last one first: never more than `fed`, but never fewer than there are because of it, for a smaller
     budget is the ledger's business: it refuses rises only; not above maxReplicas; not below minReplicas, unless the
-    budget cannot feed them (BudgetSatisfied says so as well). minReplicas and maxReplicas act at once.
+    budget cannot feed them (BudgetSatisfied says so as well). minReplicas and maxReplicas act at once. What is asked
+    for is remembered beyond the limits: one that is lifted gives what was needed in the stabilisation window.
 
     A silent pod counts as no load where pods are added, and as a full one where they are given up. While no pod
     answers nothing is learned, and the number stays. After more than 30 s without a sample, or when the clock went
