@@ -66,4 +66,4 @@ def _cpu(ground: Ground, seconds: int) -> float:
 
 
 def _read(kubectl: kit.Kubectl, namespace: str, pod: str, file: str) -> str:
-    return kubectl.exec(namespace, pod, "cat", f"/proc/1/{file}", container=names.AGENT_CONTAINER)
+    return proc.read(kubectl, namespace, pod, names.AGENT_CONTAINER, proc.AGENT, file)

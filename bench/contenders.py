@@ -45,13 +45,14 @@ class Workload:
 
 
 class Contender(Protocol):
-    """A fleet of PgBouncer pods behind a Service of its name; PgBouncer's port."""
+    """What clients reach by the Service of its name: a fleet of PgBouncer pods, or PostgreSQL itself."""
 
     name: str
     title: str
+    port: int
 
     def start(self) -> None:
-        """REPLICAS pods, all ready."""
+        """Its pods, all ready."""
 
     def scale(self, replicas: int) -> None:
         """Ask for so many pods, and do not wait for them."""
@@ -72,6 +73,14 @@ def delete_pod(kubectl: kit.Kubectl, contender: Contender, namespace: str) -> No
     staying = [pod["metadata"]["name"] for pod in pods if running(pod)]
     assert staying, f"{contender.name} has no pod that could be deleted"
     kubectl.run("-n", namespace, "delete", "pod", staying[0], "--wait=false")
+
+
+def pgbouncer_image(kubectl: kit.Kubectl) -> str:
+    """The image that the operator gives its pools."""
+    flag = "--pgbouncer-image="
+    operator = kubectl.get_json("-n", kit.SYSTEM_NAMESPACE, "deployment", "poolfleet")
+    arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+    return next(str(word).removeprefix(flag) for word in arguments if str(word).startswith(flag))
 
 
 def running(pod: kit.Manifest) -> bool:
@@ -131,6 +140,8 @@ def ini(host: str, sizes: Sizes, more: dict[str, str]) -> str:
 class Peer:
     """A Deployment with Kubernetes' default rolling update (25 % more, 25 % fewer) and a Service."""
 
+    port = names.PGBOUNCER_PORT
+
     def __init__(
         self,
         ground: Ground,
@@ -139,15 +150,16 @@ class Peer:
         title: str,
         sizes: Callable[[int], Sizes],
         more: dict[str, str] | None = None,
+        replicas: int = REPLICAS,
     ) -> None:
-        self.name, self.title = name, title
+        self.name, self.title, self._replicas = name, title, replicas
         self._ground, self._workload, self._sizes, self._more = ground, workload, sizes, more or {}
         self._namespace = ground.postgres.namespace
 
     def start(self) -> None:
         kubectl = self._ground.kubectl
         kubectl.apply(service(self._namespace, self.name))
-        self.scale(REPLICAS)
+        self.scale(self._replicas)
         rollout = ("-n", self._namespace, "rollout", "status", f"deployment/{self.name}", "--timeout=90s")
         kubectl.run(*rollout, timeout=100)
 
@@ -230,22 +242,22 @@ def deployment(namespace: str, name: str, image: str, replicas: int, secret: str
 
 
 class Fleet:
-    """A PgPool with an inline PgServer whose budget is BUDGET."""
+    """A PgPool with an inline PgServer whose budget is BUDGET, and with these fields of the spec besides."""
 
-    name, title = "poolfleet", "Poolfleet"
+    name, title, port = "poolfleet", "Poolfleet", names.PGBOUNCER_PORT
     MAX_CONNECTIONS = 100
     HEADROOM = MAX_CONNECTIONS - 3 - 2 - BUDGET  # 3 are reserved for superusers, 2 are the operator's own
 
-    def __init__(self, ground: Ground, workload: Workload) -> None:
-        self._ground, self._workload = ground, workload
+    def __init__(self, ground: Ground, workload: Workload, **fields: Any) -> None:
+        self._ground, self._workload, self._fields = ground, workload, {"replicas": REPLICAS, **fields}
         self._namespace = ground.postgres.namespace
-        self._pool = kit.Pool(ground.kubectl, self._namespace, self.name)
+        self.pool = kit.Pool(ground.kubectl, self._namespace, self.name)
 
     def start(self) -> None:
         kubectl, password = self._ground.kubectl, self._ground.password
         kubectl.apply(*(kit.basic_auth(self._namespace, self.secret(u), u, password) for u in self._workload.users))
-        self._pool.apply(self.spec())
-        self._pool.ready(90)
+        self.pool.apply(self.spec())
+        self.pool.ready(90)
         rollout = ("-n", self._namespace, "rollout", "status", f"deployment/{self.name}", "--timeout=90s")
         kubectl.run(*rollout, timeout=100)
         budget = kit.server_status(kubectl, self._namespace, self.name).get("budget")
@@ -263,7 +275,7 @@ class Fleet:
             "server": server,
             "databases": [{"name": database} for database in self._workload.databases],
             "users": [{"secretRef": {"name": self.secret(user)}} for user in self._workload.users],
-            "replicas": REPLICAS,
+            **self._fields,
         }
 
     @staticmethod
@@ -275,7 +287,26 @@ class Fleet:
         self._ground.kubectl.run("-n", self._namespace, "scale", f"pgpool/{self.name}", f"--replicas={replicas}")
 
     def stop(self) -> None:
-        self._pool.delete()
+        self.pool.delete()
+
+
+# Nobody
+
+
+class Direct:
+    """PostgreSQL itself, without a pooler."""
+
+    name, title, port = "postgres", "direct", 5432
+
+    def start(self) -> None:
+        """It runs already."""
+
+    def scale(self, replicas: int) -> None:
+        """There is one. Raises NotImplementedError."""
+        raise NotImplementedError("PostgreSQL is not scaled")
+
+    def stop(self) -> None:
+        """It stays."""
 
 
 def all_of(ground: Ground, workload: Workload) -> list[Contender]:

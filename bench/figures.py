@@ -54,3 +54,19 @@ def markdown(figures: Sequence[Figure]) -> str:
     """The table for a page."""
     rows = [HEAD, ("---",) * len(HEAD), *((f.what, f.measured, f.verdict, f.note) for f in figures)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+Rows = Sequence[Sequence[str]]
+
+
+def columns(rows: Rows) -> str:
+    """Contenders side by side for a terminal; the first row has their names, the first column says what was counted."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
+
+
+def columns_markdown(rows: Rows) -> str:
+    """The same for a page."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row).strip() + " |" for row in (head, ("---",) * len(head), *body))

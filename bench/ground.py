@@ -70,7 +70,7 @@ class Ground:
         """Seconds of CPU that the PgBouncer of the pool's pod (POOL) or of the pod BY_HAND has used."""
         pod = self.pod if name == POOL else BY_HAND
         container = names.PGBOUNCER_CONTAINER
-        return proc.cpu_seconds(self.kubectl.exec(NAMESPACE, pod, "cat", "/proc/1/stat", container=container))
+        return proc.cpu_seconds(proc.read(self.kubectl, NAMESPACE, pod, container, proc.PGBOUNCER, "stat"))
 
     def differences(self) -> list[str]:
         """Settings and databases in which the two PgBouncers differ, the marker of the agent's file left out."""

@@ -4,23 +4,18 @@ One contender after the other: three pods, saturated by clients, are restarted, 
 deleted, at the same seconds each time. A sampler outside all of them reads pg_stat_activity every 100 ms.
 """
 
-import json
-import re
 import secrets
 import statistics
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from bench import contenders, plot
+from bench import contenders, figures, plot
 from bench.contenders import BUDGET, Contender, Fleet, Ground, Workload
-from bench.sampler import INTERVAL, Sampler
-from poolfleet.api import names
+from bench.load import Load
+from bench.sampler import INTERVAL, Sampler, counted
 from tests.e2e import kit
 
 NAMESPACE = "bench-peers"
@@ -39,8 +34,6 @@ STEPS: tuple[tuple[float, str], ...] = (
 """(seconds after the clients' start, what is done)"""
 PROGRAM = kit.ROOT / "bench/transactions.py"
 TOO_MANY = "too many clients"  # bench/transactions.py's word
-REFUSED = re.compile(r"FATAL: .*(too many clients|remaining connection slots|too many connections)")
-"""What PostgreSQL logs of a login for which it has no connection left."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,7 @@ def measure(kubectl: kit.Kubectl, workloads: Sequence[Workload], seconds: int) -
     kubectl.namespace(NAMESPACE)
     try:
         postgres = kit.Postgres(kubectl, NAMESPACE).ensure()
-        ground = Ground(kubectl, postgres, pgbouncer_image(kubectl), secrets.token_urlsafe(18))
+        ground = Ground(kubectl, postgres, contenders.pgbouncer_image(kubectl), secrets.token_urlsafe(18))
         clients = kit.Clients(kubectl, NAMESPACE).ensure()
         for user in sorted({user for workload in workloads for user in workload.users}):
             postgres.make(user, ground.password)
@@ -127,11 +120,11 @@ def trial(ground: Ground, clients: kit.Clients, workload: Workload, contender: C
     print(f"    {workload.title}: {contender.title}", flush=True)
     try:
         contender.start()
-        with Sampler(ground.postgres) as sampler, Load(clients, ground, workload, contender, seconds) as load:
+        with Sampler(ground.postgres) as sampler, load_of(clients, ground, workload, contender, seconds) as load:
             plan = [(load.began + at * seconds / SECONDS, what) for at, what in STEPS]
             steps = [(step(ground, contender, due, what) - load.began, what) for due, what in plan]
             told = load.summary(seconds + 60)
-        refused = refused_logins(ground.kubectl, load.began)
+        refused = len(ground.postgres.refused(load.began))
     finally:
         contender.stop()
         gone = f"no session of {contender.title} is left in PostgreSQL"
@@ -148,6 +141,14 @@ def trial(ground: Ground, clients: kit.Clients, workload: Workload, contender: C
     return result
 
 
+def load_of(clients: kit.Clients, ground: Ground, workload: Workload, contender: Contender, seconds: int) -> Load:
+    """bench/transactions.py against a contender's Service."""
+    where = ("--host", f"{contender.name}.{NAMESPACE}.svc", "--port", str(contender.port))
+    logins = [f"--user={user}" for user in workload.users] + [f"--database={name}" for name in workload.databases]
+    options = (*where, *logins, "--clients", str(CLIENTS), "--duration", str(seconds))
+    return Load(clients, PROGRAM, ground.password, *options)
+
+
 def step(ground: Ground, contender: Contender, due: float, what: str) -> float:
     """Do `what` when the clock says `due`; returns when it was begun, in seconds since the epoch."""
     time.sleep(max(0.0, due - time.time()))
@@ -159,80 +160,6 @@ def step(ground: Ground, contender: Contender, due: float, what: str) -> float:
     else:
         contender.scale(int(what.removeprefix("scale to ")))
     return begun
-
-
-class Load:
-    """bench/transactions.py, running in the clients' pod against a contender's Service."""
-
-    def __init__(
-        self, clients: kit.Clients, ground: Ground, workload: Workload, contender: Contender, seconds: int
-    ) -> None:
-        host = f"{contender.name}.{NAMESPACE}.svc"
-        logins = [f"--user={user}" for user in workload.users] + [f"--database={name}" for name in workload.databases]
-        options = ("--host", host, "--port", str(names.PGBOUNCER_PORT), "--clients", str(CLIENTS))
-        program = ("python3", "-c", PROGRAM.read_text(), *options, *logins, "--duration", str(seconds))
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self._process = clients.kubectl.popen("-n", NAMESPACE, "exec", "-i", clients.POD, "--", *program, **pipes)
-        self._password = ground.password
-        self.began = 0.0  # seconds since the epoch
-
-    def __enter__(self) -> "Load":
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{self._password}\n")
-        self._process.stdin.flush()
-        self.began = self._told(self._process.stdout.readline())["began"]
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if exc[0] is not None:
-            self._process.kill()
-        with self._process:  # closes its pipes, then waits for its end
-            pass
-
-    def summary(self, timeout: float) -> dict[str, Any]:
-        """Wait until it has ended; its last line. Raises KubectlError if that takes over `timeout` seconds."""
-        assert self._process.stdout is not None
-        watchdog = threading.Timer(timeout, self._process.kill)
-        watchdog.start()
-        out = self._process.stdout.read()  # not communicate(): it would not see what readline() has taken already
-        watchdog.cancel()
-        found: dict[str, Any] = self._told(out)["summary"]
-        return found
-
-    @staticmethod
-    def _told(line: str) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads(line)
-        except ValueError:
-            raise kit.KubectlError(f"the clients failed: {line.strip()}") from None
-        return found
-
-
-def refused_logins(kubectl: kit.Kubectl, since: float) -> int:
-    """Logins that PostgreSQL has refused for want of a connection since that time, by its log."""
-    stamp = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    log = kubectl.run("-n", NAMESPACE, "logs", "postgres-0", f"--since-time={stamp}")
-    return sum(REFUSED.search(line) is not None for line in log.splitlines())
-
-
-def counted(
-    samples: Sequence[tuple[float, dict[str, int]]], users: Sequence[str], began: float, seconds: float
-) -> tuple[tuple[float, int], ...]:
-    """Connections of these users by seconds since `began`, as long as the clients ran. A connection that has no role
-    yet is counted too. Raises AssertionError without a sample."""
-    found = tuple(
-        (at - began, sum(by.get(user, 0) for user in (*users, ""))) for at, by in samples if 0 <= at - began <= seconds
-    )
-    assert found, "no sample while the clients ran"
-    return found
-
-
-def pgbouncer_image(kubectl: kit.Kubectl) -> str:
-    """The image that the operator gives its pools."""
-    flag = "--pgbouncer-image="
-    operator = kubectl.get_json("-n", kit.SYSTEM_NAMESPACE, "deployment", "poolfleet")
-    arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
-    return next(str(word).removeprefix(flag) for word in arguments if str(word).startswith(flag))
 
 
 # What is told
@@ -260,21 +187,12 @@ def of_kind(kind: str, trial: Trial) -> str:
 
 def text(trials: Sequence[Trial]) -> str:
     """The tables for a terminal."""
-    lines: list[str] = []
-    for title, rows in tables(trials):
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        body = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines += ["", f"{title}:", body[0], "-" * (sum(widths) + 2 * len(widths) - 2), *body[1:]]
-    return "\n".join(lines[1:])
+    return "\n\n".join(f"{title}:\n{figures.columns(rows)}" for title, rows in tables(trials))
 
 
 def markdown(trials: Sequence[Trial]) -> str:
     """The tables for a page."""
-    lines: list[str] = []
-    for title, (head, *rows) in tables(trials):
-        lines += ["", f"**{title}**", ""]
-        lines += ["| " + " | ".join(row).strip() + " |" for row in (head, ("---",) * len(head), *rows)]
-    return "\n".join(lines[1:])
+    return "\n\n".join(f"**{title}**\n\n{figures.columns_markdown(rows)}" for title, rows in tables(trials))
 
 
 def picture(trials: Sequence[Trial]) -> str:
@@ -282,5 +200,6 @@ def picture(trials: Sequence[Trial]) -> str:
     panels = []
     for title in dict.fromkeys(t.workload for t in trials):
         row = [t for t in trials if t.workload == title]
-        panels.append(plot.Panel(title, [plot.Line(t.contender, t.samples) for t in row], row[-1].steps))
-    return plot.svg(panels, BUDGET, Fleet.MAX_CONNECTIONS)
+        lines = [plot.Line(t.contender, t.samples) for t in row]
+        panels.append(plot.Panel(title, lines, row[-1].steps, Fleet.MAX_CONNECTIONS, budget=BUDGET))
+    return plot.svg("Server connections in PostgreSQL while the same steps are taken", panels)

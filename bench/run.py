@@ -1,6 +1,6 @@
 """`make bench`: figures, measured side by side in one run.
 
-    python -m bench.run [all | operator | polling | throughput | agent | peers …] [--write]
+    python -m bench.run [all | operator | polling | throughput | agent | peers | flash | many …] [--write]
 
 Needs the kind cluster with the operator in it (`make cluster`), and nothing else that runs there: two cores are shared
 by cluster, database, pool and clients. `operator` starts the operator's pods anew.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import agents, fleet, peers, polling, throughput
+from bench import agents, flash, fleet, many, peers, polling, throughput
 from bench.contenders import BUDGET
 from bench.figures import Figure, markdown, text
 from bench.ground import Ground
@@ -25,9 +25,10 @@ from tests.e2e import kit
 
 PAGE = kit.ROOT / "docs/benchmarks.md"
 PLOT = kit.ROOT / "docs/peers.svg"
+FLASH_PLOT = kit.ROOT / "docs/flash.svg"
 FIGURES = ("operator", "polling", "throughput", "agent")
 """Parts whose figures are one table, in this order: the operator first, as long as there are few PgPools."""
-PARTS = (*FIGURES, "peers")
+PARTS = (*FIGURES, "peers", "flash", "many")
 
 FAILURES = (kit.KubectlError, throughput.PgbenchError, ApiError, TimeoutError, AssertionError)
 
@@ -38,6 +39,12 @@ CONTENDERS = """\
 {clients} clients for {seconds} s per contender; PostgreSQL with max_connections=100, of which {budget} may be used.
 
 ![Server connections over time, by contender]({plot})
+"""
+FLASH = """\
+A connection per request: {low} to {high} requests per second within {rise} s, then {at_once} at once, then {low} per
+second for {after} s.
+
+![Server connections and ready pods over time, by contender]({plot})
 """
 
 
@@ -56,6 +63,8 @@ class Bench:
     def __init__(self) -> None:
         self.figures: list[Figure] = []
         self.trials: list[peers.Trial] = []
+        self.flash: list[flash.Trial] = []
+        self.many: list[Figure] = []
         self.failed: list[str] = []
 
     def part(self, what: str, measure: Callable[[], Sequence[Figure]]) -> None:
@@ -108,6 +117,20 @@ def measure(parts: Sequence[str], options: argparse.Namespace) -> Bench:
             return []
 
         bench.part("the same steps with poolers sized as peers size them, and with Poolfleet", compare)
+    if "flash" in parts:
+
+        def sell() -> list[Figure]:
+            bench.flash = flash.measure(kubectl, options.rise)
+            return []
+
+        bench.part("a flash sale: PostgreSQL alone, PgBouncer of a fixed size, Poolfleet", sell)
+    if "many" in parts:
+
+        def stay() -> list[Figure]:
+            bench.many = many.measure(kubectl, options.many_seconds, options.clients)
+            return []
+
+        bench.part(f"{options.clients} clients that stay connected", stay)
     return bench
 
 
@@ -126,13 +149,21 @@ def machine(seconds: float, kubernetes: str) -> str:
     return MACHINE.format(minutes=seconds / 60, cores=cores, memory=memory, cpu=_cpu_model(), kubernetes=kubernetes)
 
 
-def page(old: str, bench: Bench, where: str, seconds: int) -> str:
-    """docs/benchmarks.md with what `bench` has measured; `where` is machine(), `seconds` those of one contender."""
+def page(old: str, bench: Bench, where: str, options: argparse.Namespace) -> str:
+    """docs/benchmarks.md with what `bench` has measured; `where` is machine()."""
     if bench.figures:
         old = between(old, "figures", f"{where}\n{markdown(bench.figures)}")
     if bench.trials:
+        seconds = options.contender_seconds
         how = CONTENDERS.format(clients=peers.CLIENTS, seconds=seconds, budget=BUDGET, plot=PLOT.name)
         old = between(old, "peers", f"{where}{how}\n{peers.markdown(bench.trials)}")
+    if bench.flash:
+        low, high = flash.RATE
+        rates = {"low": low, "high": high, "rise": options.rise, "at_once": flash.AT_ONCE, "after": flash.AFTER}
+        how = FLASH.format(**rates, plot=FLASH_PLOT.name)
+        old = between(old, "flash", f"{where}{how}\n{flash.markdown(bench.flash)}")
+    if bench.many:
+        old = between(old, "many", f"{where}\n{markdown(bench.many)}")
     return old
 
 
@@ -147,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the page if that was asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all (the default), or some of {', '.join(PARTS)}")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plot too")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plots too")
     parser.add_argument("--rounds", type=int, default=10, help="of pgbench, per protocol (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=3, help="of one run of pgbench (default: %(default)s)")
     parser.add_argument(
@@ -160,6 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--contender-seconds", type=int, default=peers.SECONDS, help="of each contender of peers (%(default)s)"
     )
+    parser.add_argument("--rise", type=int, default=flash.RISE, help="seconds of flash's rising rate (%(default)s)")
+    parser.add_argument("--clients", type=int, default=many.CLIENTS, help="of many (default: %(default)s)")
+    parser.add_argument("--many-seconds", type=int, default=60, help="for all clients' turns (default: %(default)s)")
     options = parser.parse_args(arguments)
     parts = list(PARTS) if options.parts in ([], ["all"]) else options.parts
     if unknown := sorted(set(parts) - set(PARTS)):
@@ -169,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = time.monotonic()
     bench = measure(parts, options)
     took = time.monotonic() - begun
-    for told in (text(bench.figures) if bench.figures else "", peers.text(bench.trials)):
+    tables = [text(figures) if figures else "" for figures in (bench.figures, bench.many)]
+    for told in (tables[0], peers.text(bench.trials), flash.text(bench.flash), tables[1]):
         print(f"\n{told}\n" if told else "", end="")
     print(f"{os.cpu_count()} cores are shared by cluster, database, pool and clients. The bench took {took:.0f} s.")
     if bench.failed:
@@ -177,11 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.write:
         version = json.loads(kit.Kubectl().run("get", "--raw", "/version"))
         where = machine(took, version["gitVersion"])
-        PAGE.write_text(page(PAGE.read_text(), bench, where, options.contender_seconds))
+        PAGE.write_text(page(PAGE.read_text(), bench, where, options))
         print(f"written: {PAGE.relative_to(kit.ROOT)}")
         if bench.trials:
             PLOT.write_text(peers.picture(bench.trials))
             print(f"written: {PLOT.relative_to(kit.ROOT)}")
+        if bench.flash:
+            FLASH_PLOT.write_text(flash.picture(bench.flash, options.rise))
+            print(f"written: {FLASH_PLOT.relative_to(kit.ROOT)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ twice the interval.
 import json
 import subprocess
 import threading
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from tests.e2e import kit
@@ -71,3 +73,53 @@ def parse(line: str) -> tuple[float, dict[str, int]] | None:
         return None
     found = json.loads(line)
     return float(found["t"]), found["by"] or {}
+
+
+def counted(
+    samples: Sequence[tuple[float, dict[str, int]]], users: Sequence[str], began: float, seconds: float
+) -> tuple[tuple[float, int], ...]:
+    """Connections of these users by seconds since `began`, as long as the clients ran. A connection that has no role
+    yet is counted too. Raises AssertionError without a sample."""
+    found = tuple(
+        (at - began, sum(by.get(user, 0) for user in (*users, ""))) for at, by in samples if 0 <= at - began <= seconds
+    )
+    assert found, "no sample while the clients ran"
+    return found
+
+
+class Replicas:
+    """Ready pods of a Deployment, watched.
+
+    with Replicas(kubectl, namespace, "poolfleet") as replicas: …
+    replicas.samples
+    """
+
+    COLUMN = "-o=jsonpath={.status.readyReplicas}{'\\n'}"
+
+    def __init__(self, kubectl: kit.Kubectl, namespace: str, deployment: str) -> None:
+        self.samples: list[tuple[float, int]] = []
+        """(seconds since the epoch, ready pods): the first when it was found, then whenever the number changes"""
+        watch = ("-n", namespace, "get", "deployment", deployment, "--watch", self.COLUMN)
+        self._watch = kubectl.popen(*watch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> "Replicas":
+        self._thread.start()
+        kit.await_until(lambda: self.samples, 20, "a first look at the Deployment", interval=0.02)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        alive = self._watch.poll() is None
+        self._watch.kill()
+        self._thread.join(20)
+        with self._watch:
+            pass
+        if exc[0] is None and not alive:
+            raise AssertionError("watching the Deployment has ended by itself")
+
+    def _read(self) -> None:
+        assert self._watch.stdout is not None
+        for line in self._watch.stdout:
+            ready = int(line.strip() or 0)
+            if not self.samples or self.samples[-1][1] != ready:
+                self.samples.append((time.time(), ready))
