@@ -4,7 +4,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$POOLFLEET_ROOT"
 hack/kind/up.sh
-names=$(hack/images.sh postgres pgbouncer operator)
-read -r -d '' postgres pgbouncer operator <<<"$names" || true
-hack/kind/load.sh "$postgres" "$pgbouncer" "$operator"
+names=$(hack/images.sh postgres pgbouncer clients operator)
+read -r -d '' postgres pgbouncer clients operator <<<"$names" || true
+hack/kind/load.sh "$postgres" "$pgbouncer" "$clients" "$operator"
 hack/install.sh "$operator" "$pgbouncer"

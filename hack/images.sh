@@ -1,5 +1,6 @@
 #!/bin/bash
-# Builds the project's images into the local Docker daemon: hack/images.sh [operator|pgbouncer|postgres …], all by default.
+# Builds the project's images into the local Docker daemon: hack/images.sh [clients|operator|pgbouncer|postgres …], all by
+# default.
 # An image carries the hash of what it was made from, so nothing is built twice. Base images are pulled where that is
 # possible, else bootstrapped under the same name from the Debian archive that this machine uses.
 # Prints their full names; `hack/images.sh names …` does nothing else.
@@ -8,7 +9,7 @@ set -euo pipefail
 cd "$POOLFLEET_ROOT"
 
 saved=$POOLFLEET_CACHE/images
-declare -A base_of=([operator]=trixie [pgbouncer]=forky [postgres]=trixie)
+declare -A base_of=([clients]=trixie [operator]=trixie [pgbouncer]=forky [postgres]=trixie)
 declare -A tag_of=([pgbouncer]=1.26.1-1 [postgres]=17) # raise the number after the dash with every change to the image
 export DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0} # docker.io 20.10 has no BuildKit; one builder everywhere
 mkdir -p "$saved"
@@ -16,11 +17,17 @@ mkdir -p "$saved"
 # sources NAME: the files that decide what the image holds
 sources() {
   find "images/$1" -type f
-  if [ "$1" = operator ]; then
+  case $1 in
+  clients)
+    find hack/load/pgxpool -type f
+    echo requirements.lock
+    ;;
+  operator)
     find operator -type f ! -path '*/__pycache__/*'
     echo requirements.lock
     echo pyproject.toml
-  fi
+    ;;
+  esac
 }
 
 content() { # content NAME: hash of its sources, their names and whether they can be executed
@@ -52,19 +59,22 @@ base_image() { # base_image SUITE: makes debian:SUITE-slim exist
   zstd -dcq "$tar" | docker import -c 'CMD ["bash"]' -c 'LABEL poolfleet.bootstrapped=true' - "$image" >/dev/null
 }
 
-wheels() { # wheels DIRECTORY: the operator's dependencies for the container's Python and architecture, from the lock
+dependencies() { # the operator's, as pyproject.toml has them
+  python3 - <<'P'
+import tomllib
+from pathlib import Path
+
+print(*tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"], sep="\n")
+P
+}
+
+wheels() { # wheels DIRECTORY: what its requirements.txt names for the container's Python and architecture, from the lock
   local arch key dir requirements=$1/requirements.txt
   case $(docker version -f '{{.Server.Arch}}') in
   amd64) arch=x86_64 ;;
   arm64) arch=aarch64 ;;
   *) die "no wheels for the architecture $(docker version -f '{{.Server.Arch}}')" ;;
   esac
-  python3 - >"$requirements" <<'P'
-import tomllib
-from pathlib import Path
-
-print(*tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"], sep="\n")
-P
   key=$({ cat "$requirements" requirements.lock; echo "$arch"; } | sha256sum | cut -c1-12)
   dir=$POOLFLEET_CACHE/wheels/$key
   if [ ! -e "$dir/.complete" ]; then
@@ -80,18 +90,30 @@ P
   ln "$dir"/*.whl "$1/wheels/" 2>/dev/null || cp "$dir"/*.whl "$1/wheels/"
 }
 
+pgxpool() { # pgxpool PROGRAM: builds hack/load/pgxpool
+  command -v go >/dev/null || die "Go is needed to build hack/load/pgxpool"
+  (cd hack/load/pgxpool && CGO_ENABLED=0 GOOS=linux GOARCH=$(docker version -f '{{.Server.Arch}}') \
+    go build -trimpath -buildvcs=false -ldflags "-s -w" -o "$1" .)
+}
+
 build() { # build NAME IMAGE HASH
   local args=() context=images/$1 temporary="" log
   base_image "${base_of[$1]}"
   if docker image inspect -f '{{index .Config.Labels "poolfleet.bootstrapped"}}' "debian:${base_of[$1]}-slim" | grep -q true; then
     args=(--build-arg APT_CHECK_VALID_UNTIL=false)
   fi
-  if [ "$1" = operator ]; then
+  if [ "$1" = operator ] || [ "$1" = clients ]; then
     temporary=$(mktemp -d)
     context=$temporary
+    if [ "$1" = operator ]; then
+      dependencies >"$context/requirements.txt"
+      mkdir "$context/operator"
+      (cd operator && find poolfleet -type f ! -path '*/__pycache__/*' -print0 | tar -c --null -T -) | tar -x -C "$context/operator"
+    else
+      cp images/clients/requirements.txt "$context"
+      step "go build pgxpool" pgxpool "$context/pgxpool"
+    fi
     wheels "$context"
-    mkdir "$context/operator"
-    (cd operator && find poolfleet -type f ! -path '*/__pycache__/*' -print0 | tar -c --null -T -) | tar -x -C "$context/operator"
     # the same bytes give the same layer, whoever checked them out and when
     chmod -R u=rwX,go=rX "$context"
   fi
@@ -128,7 +150,7 @@ if [ "${1:-}" = names ]; then
   names=1
   shift
 fi
-(($#)) || set -- postgres pgbouncer operator
+(($#)) || set -- postgres pgbouncer clients operator
 for name in "$@"; do
   [ -n "${base_of[$name]:-}" ] || die "no image named $name"
   image=$(image_name "$name")

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster import ROOT, Kubectl, KubectlError, Manifest, operator_image
+from tests.e2e.cluster import ROOT, Kubectl, KubectlError, Manifest, checkout_image
 from tests.e2e.database import Login
 
 PROGRAMS = ROOT / "hack/load"
@@ -60,7 +60,7 @@ class Running:
 
 
 class Clients:
-    """A pod from which programs connect: the operator's image, for its Python and psycopg."""
+    """A pod from which programs connect, of the image `clients`: Python and Go drivers as users have them."""
 
     POD = "clients"
 
@@ -77,14 +77,15 @@ class Clients:
         return self
 
     def run(self, program: str, login: Login, *options: str, timeout: float = 120) -> list[Manifest]:
-        """Run hack/load/`program`.py to its end; return the JSON lines that it printed."""
+        """Run hack/load/`program` to its end; return the JSON lines that it printed."""
         return self.start(program, login, *options).wait(timeout)
 
     def start(self, program: str, login: Login, *options: str) -> Running:
-        """Start hack/load/`program`.py."""
-        code = (PROGRAMS / f"{program}.py").read_text()
+        """Start hack/load/`program`: the checkout's own .py file, or the Go program that the image has."""
+        source = PROGRAMS / f"{program}.py"
         # not `python3 -`: standard input is for the password, and its end for "stop"
-        command = ("exec", "-i", self.POD, "--", "python3", "-c", code, *login.options(), *options)
+        how = ("python3", "-c", source.read_text()) if source.exists() else (program,)
+        command = ("exec", "-i", self.POD, "--", *how, *login.options(), *options)
         out, err = tempfile.NamedTemporaryFile("w+"), tempfile.NamedTemporaryFile("w+")  # noqa: SIM115 (Running keeps them)
         process = self.kubectl.popen("-n", self.namespace, *command, stdin=subprocess.PIPE, stdout=out, stderr=err)
         assert process.stdin is not None
@@ -96,7 +97,7 @@ class Clients:
     def _manifest(self) -> Manifest:
         container = {
             "name": "clients",
-            "image": operator_image(self.kubectl),
+            "image": checkout_image("clients"),
             "command": ["sleep", "infinity"],
             "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
             "securityContext": {

@@ -180,5 +180,10 @@ def operator_image(kubectl: Kubectl) -> str:
     deployment = kubectl.find("-n", SYSTEM_NAMESPACE, "deployment", "poolfleet")
     if deployment is not None:
         return str(deployment["spec"]["template"]["spec"]["containers"][0]["image"])
-    images = subprocess.run([ROOT / "hack/images.sh", "names", "operator"], check=True, text=True, capture_output=True)
+    return checkout_image("operator")
+
+
+def checkout_image(name: str) -> str:
+    """The full name of an image of the checkout, as hack/images.sh makes it and `make cluster` loads it."""
+    images = subprocess.run([ROOT / "hack/images.sh", "names", name], check=True, text=True, capture_output=True)
     return images.stdout.strip()

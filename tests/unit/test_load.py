@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hack.load import login, sampler, steady, storm
+from hack.load import cancels, crowd, login, pooled, sampler, steady, storm
 
 PROGRAMS = Path(__file__).parents[2] / "hack/load"
 NAMES = sorted(path.stem for path in PROGRAMS.glob("*.py"))
@@ -95,6 +95,11 @@ async def standing_in(server: StandIn) -> AsyncIterator[list[str]]:
         yield ["--host", "127.0.0.1", "--port", str(port), "--user", "u", "--database", "d"]
 
 
+def asyncpg_pool(arguments: list[str]) -> object:
+    """pooled.py with a driver."""
+    return pooled.parse([*arguments, "--driver", "asyncpg"])
+
+
 def json_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -117,9 +122,13 @@ def test_a_password_comes_over_standard_input_and_stands_in_no_argument(monkeypa
         (steady.parse, ["--until-eof"]),
         (login.parse, []),
         (sampler.parse, ["--until-eof"]),
+        (pooled.parse, ["--until-eof", "--driver", "asyncpg"]),
+        (cancels.parse, ["--driver", "psycopg"]),
     ):
         monkeypatch.setattr(sys, "stdin", io.StringIO("s e'c$ret \nmore"))
         assert parse([*where, *more]).target["password"] == "s e'c$ret "
+    monkeypatch.setattr(sys, "stdin", io.StringIO("s e'c$ret \nmore"))
+    assert crowd.parse([*where, "--until-eof"]).password == "s e'c$ret "
 
 
 @pytest.mark.parametrize("q, expected", [(0.5, 2.0), (0.99, 4.0), (1.0, 4.0), (0.25, 1.0)])
@@ -284,7 +293,34 @@ def test_a_sampler_waits_for_its_next_sample_or_the_end_of_standard_input(monkey
         assert not sampler.wait(time.perf_counter() + 60, until_eof=True)
 
 
-@pytest.mark.parametrize("parse", [steady.parse, sampler.parse])
+def test_a_proof_is_that_of_the_standards_example() -> None:
+    # RFC 7677, section 3
+    server = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
+    final = crowd.proof(b"pencil", "n=user,r=rOprNGfwEbeRWgbNEkqO", server).decode()
+    assert final == (
+        "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+    )
+
+
+async def test_a_crowd_comes_stays_and_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    server = StandIn()
+    async with standing_in(server) as where:
+        summary = await crowd.crowd(crowd.parse([*where, "--clients", "20", "--ask", "--duration", "0.3"]))
+    assert (summary["clients"], summary["failed"], summary["put_out"]) == (20, 0, 0)
+    assert server.logins == server.queries == 20
+    assert json_lines(capsys)[0]["connected"] == 20
+
+
+async def test_a_crowd_tells_who_was_refused_and_whose_query_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    # the third query ends its connection
+    async with standing_in(StandIn(room=3, broken=(3,))) as where:
+        summary = await crowd.crowd(crowd.parse([*where, "--clients", "4", "--ask", "--duration", "0.3"]))
+    errors = [str(line["error"]) for line in json_lines(capsys) if "error" in line]
+    assert summary["failed"] == 2 == len(errors)
+    assert any(TOO_MANY[1] in words for words in errors) and any("57P01" in words for words in errors)
+
+
+@pytest.mark.parametrize("parse", [steady.parse, sampler.parse, crowd.parse, asyncpg_pool])
 def test_a_program_without_an_end_is_refused(
     parse: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
