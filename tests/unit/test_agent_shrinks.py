@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 
 from poolfleet.agent.samples import SPACING, Sample, Samples
-from poolfleet.agent.shrinks import EAGER, EAGER_FOR, PATIENT, RECONNECT_AFTER, Shrinks
+from poolfleet.agent.shrinks import (
+    EAGER,
+    EAGER_FOR,
+    PATIENT,
+    RECONNECT_AFTER,
+    THIN_AFTER,
+    THIN_GAP,
+    THIN_SECONDS,
+    Shrinks,
+    Step,
+)
 from poolfleet.pgbouncer import show
 
 LIMIT = 5
@@ -23,7 +33,7 @@ class Loaded:
         self.shrinks, self.samples = Shrinks(), Samples()
         self.shrinks.loaded(["shop"], 100.0)
 
-    def see(self, after: float, held: int, **pool: Any) -> list[str]:
+    def see(self, after: float, held: int, **pool: Any) -> list[Step]:
         self.last = sample(100 + after, held, **pool)
         self.samples.add(self.last)
         return self.shrinks.seen(self.last, self.samples)
@@ -33,27 +43,32 @@ class Loaded:
         return self.shrinks.pace(self.last)
 
 
-def test_while_clients_wait_it_reconnects_at_once_and_once_only() -> None:
-    loaded = Loaded()
-    assert loaded.see(0.01, 20, cl_waiting=1) == ["shop"]
-    assert loaded.see(0.06, 20, cl_waiting=1) == []
-    assert loaded.see(9.0, 20, cl_waiting=1) == []
-    loaded.shrinks.loaded(["shop"], 110.0)
-    assert loaded.see(10.01, 20, cl_waiting=1) == ["shop"]
+def test_while_clients_wait_as_many_as_are_too_many_are_ended_one_after_the_other() -> None:
+    [step] = Loaded().see(0.01, 20, cl_waiting=1, sv_login=1)
+    assert step == Step("shop", held=20, limit=LIMIT, reconnect=False)
+    assert step.gap == pytest.approx(THIN_SECONDS / 15)
+    assert step.lifetime == pytest.approx(step.gap * LIMIT)
+    assert step.seconds == pytest.approx(THIN_SECONDS)
+    [one] = Loaded().see(0.01, LIMIT + 1, cl_waiting=1)
+    assert (one.gap, one.seconds) == (THIN_GAP, THIN_GAP)
 
 
 def test_without_waiting_clients_the_janitor_comes_first() -> None:
     loaded = Loaded()
     assert loaded.see(0.01, 20) == []
-    assert loaded.see(RECONNECT_AFTER - 0.01, 20) == []
-    assert loaded.see(RECONNECT_AFTER, 20) == ["shop"]
+    assert loaded.see(THIN_AFTER - 0.01, 20) == []
+    assert [step.reconnect for step in loaded.see(THIN_AFTER, 20)] == [False]
 
 
 @pytest.mark.parametrize("waiting", [0, 3])
-def test_never_while_a_login_is_under_way(waiting: int) -> None:
+def test_reconnect_is_for_what_a_lifetime_does_not_mend_once_and_never_while_a_login_is_under_way(waiting: int) -> None:
     loaded = Loaded()
-    assert loaded.see(1.0, 20, sv_login=1, cl_waiting=waiting) == []
-    assert loaded.see(1.1, 20, cl_waiting=waiting) == ["shop"]
+    assert [s.reconnect for s in loaded.see(RECONNECT_AFTER - 0.01, 20, cl_waiting=waiting)] == [False]
+    assert [s.reconnect for s in loaded.see(RECONNECT_AFTER, 20, sv_login=1, cl_waiting=waiting)] == [False]
+    assert [s.reconnect for s in loaded.see(RECONNECT_AFTER + 0.1, 20, cl_waiting=waiting)] == [True]
+    assert [s.reconnect for s in loaded.see(9.0, 20, cl_waiting=waiting)] == [False]
+    loaded.shrinks.loaded(["shop"], 110.0)
+    assert [s.reconnect for s in loaded.see(10 + RECONNECT_AFTER, 20, cl_waiting=waiting)] == [True]
 
 
 def test_never_at_or_below_the_limit_and_never_when_it_is_proved() -> None:

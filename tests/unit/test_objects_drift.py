@@ -118,7 +118,7 @@ def test_a_closed_door_is_drift_and_an_empty_selector_is_not() -> None:
     ]
     policy = stamp(network_policy(OWNER, peers), b"")
     live = copy.deepcopy(policy)
-    live["spec"]["ingress"][0]["from"] = [{"podSelector": {}, "namespaceSelector": {"matchLabels": {"a": "b"}}}]
+    live["spec"]["ingress"][0]["from"][0] = {"podSelector": {}, "namespaceSelector": {"matchLabels": {"a": "b"}}}
     assert not differs(policy, live)
     live["spec"]["ingress"][0]["from"].append({"ipBlock": {"cidr": "10.0.0.0/8"}})
     assert differs(policy, live)

@@ -290,12 +290,15 @@ class Engine:
         log.error("configuration refused; the last good one stays", extra={"config": config.hash, "reason": reason})
 
     async def _follow_shrinks(self, sample: Sample) -> None:
-        for name in self._shrinks.seen(sample, self.samples):
+        for step in self._shrinks.seen(sample, self.samples):
             try:
-                await self.console.query(f"RECONNECT {quoting.identifier(name)}")
-                log.info("reconnect, to shrink", extra={"database": name, "held": sample.held(name)})
+                if step.reconnect:
+                    await self.console.query(f"RECONNECT {quoting.identifier(step.database)}")
+                    log.info("reconnect, to shrink", extra={"database": step.database, "held": step.held})
+                else:
+                    await self.console.with_lifetime(step.lifetime, step.seconds)
             except ServerError as error:
-                log.warning("RECONNECT failed", extra={"database": name, "reason": error.text})
+                log.warning("shrinking failed", extra={"database": step.database, "reason": error.text})
 
     # -- watching -----------------------------------------------------------------------------------------------------
 

@@ -125,6 +125,19 @@ class Console:
         except ValueError as error:
             raise AdminError(str(error)) from error
 
+    async def with_lifetime(self, lifetime: float, seconds: float) -> None:
+        """Have `lifetime` as server_lifetime, of all databases, for so many seconds; a RELOAD would end it as well.
+        Raises AdminError."""
+        try:
+            before = float(show.config(await self.query("SHOW CONFIG"))["server_lifetime"])
+        except (KeyError, ValueError) as error:
+            raise AdminError(f"SHOW CONFIG says nothing of server_lifetime: {error!r}") from error
+        await self.query(f"SET server_lifetime = '{lifetime:g}'")
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            await self.query(f"SET server_lifetime = '{before:g}'")
+
     async def transactions(self) -> int:
         """Transactions that the running PgBouncer has ended, the agent's own included; -1 if it does not say.
 

@@ -46,7 +46,8 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "tcp_keepidle": "30",
     "tcp_keepintvl": "10",
     "tcp_keepcnt": "3",
-    "tcp_user_timeout": "30000",
+    # keepidle + keepcnt * keepintvl: less would end an idle connection for one lost probe, whatever keepcnt says.
+    "tcp_user_timeout": "60000",
     "ignore_startup_parameters": "extra_float_digits,options",
     "log_connections": "0",
     "log_disconnections": "0",

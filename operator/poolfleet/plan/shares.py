@@ -140,4 +140,5 @@ def _those_that_leave(world: World, ledger: Ledger, targets: dict[Key, int]) -> 
             targets[key] = 0  # a database that is no longer served
         elif pod.terminating and pod.state is not None and world.now - entry.since >= DRAIN_CUT_SECONDS:
             seen = pod.state.databases.get(entry.database)
-            targets[key] = min(entry.grant, max(1, seen.clients if seen else 0))
+            used = max(seen.clients, seen.peak) if seen else 0  # clients are told late, and a cancel needs room, too
+            targets[key] = min(entry.grant, max(1, used))
