@@ -104,6 +104,11 @@ def clients(one: Pod) -> int:
     return sum(row["database"] == "shop" for row in one.show("SHOW CLIENTS"))
 
 
+def waiting(one: Pod) -> int:
+    """Clients that wait for a server connection."""
+    return sum(int(row["cl_waiting"]) for row in one.show("SHOW POOLS"))
+
+
 def test_at_the_end_who_is_left_is_told_first_and_transactions_end(one: Pod) -> None:
     one.agent.env["POOLFLEET_DRAIN_SECONDS"] = "1"
     one.up(shop=4)
@@ -132,6 +137,7 @@ def test_at_the_end_who_is_left_is_told_first_and_transactions_end(one: Pod) -> 
             one.client()
         assert "poolfleet_agent_clients_cut 3.0" in one.get("/metrics")[1]
         assert not hook.answered
+        wait_until("both wait for what does not come", lambda: waiting(one) == 2)
     status, text = hook.wait(10)
     assert (status, text) == (200, "the time is over: 3 clients are cut\n")
     one.bouncer.process.popen.wait(2)
