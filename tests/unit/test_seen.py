@@ -68,6 +68,13 @@ def test_a_directive_counts_with_its_mac_only() -> None:
     )
 
 
+def test_a_pod_leaves_from_when_it_was_deleted_not_from_the_end_of_its_grace() -> None:
+    body = pod("shop-a")
+    assert pod_of(body, None, None).leaving_since is None
+    body["metadata"] |= {"deletionTimestamp": "2027-01-15T08:01:20Z", "deletionGracePeriodSeconds": 80}
+    assert pod_of(body, None, None).leaving_since == 1_800_000_000.0
+
+
 def test_limits_of_the_databases_on_the_server() -> None:
     body = pool(
         databases=[{"name": "shop", "serverDatabase": "main"}, {"name": "shop_session", "serverDatabase": "main"}]

@@ -100,6 +100,11 @@ def test_a_draining_pod_is_cut_to_what_its_clients_can_use() -> None:
     leaving = pod("p", state=seen("p", clients=3), terminating=True)
     assert targets(world(leaving, pod("q")))["p"] == 3
     assert targets(world(leaving, pod("q"), since=NOW - 1))["p"] == 10  # at most every 2 s
+    assert targets(world(replace(leaving, leaving_since=NOW - 6), pod("q")))["p"] == 3
+    just_now = replace(leaving, leaving_since=NOW - 4)
+    assert targets(world(just_now, pod("q")))["p"] == 10, "clients may still come, or not be told of yet"
+    busy = replace(leaving, state=seen("p", clients=3, peak=5))
+    assert targets(world(busy, pod("q")))["p"] == 5, "what was busy a moment ago"
 
 
 def test_a_silent_pod_keeps_what_it_has_and_is_not_raised() -> None:

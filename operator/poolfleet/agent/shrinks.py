@@ -17,7 +17,7 @@ from poolfleet.pgbouncer import show
 
 THIN_AFTER: Final = 0.7
 THIN_SECONDS: Final = 0.25  # for one thinning at most
-THIN_GAP: Final = 0.02  # seconds between two connections that are closed, at most
+THIN_GAP: Final = 0.01  # seconds between two connections that are closed, at most
 RECONNECT_AFTER: Final = 2.5
 EAGER: Final = 0.05  # seconds between two samples while connections are on their way out
 EAGER_FOR: Final = 5.0  # seconds after a load; by then the operator asks the next donor (design section 3)

@@ -33,7 +33,7 @@ from poolfleet.api.wire import AgentState, Directive, Move
 from poolfleet.plan.model import Pod
 from poolfleet.plan.moving import move
 from poolfleet.plan.peers import peers, unused
-from poolfleet.plan.shares import DRAIN_CUT_SECONDS, MOVE_SECONDS, NEW_SECONDS, divide_budget
+from poolfleet.plan.shares import MOVE_SECONDS, NEW_SECONDS, cut_at, divide_budget
 from poolfleet.plan.world import Entry, Ledger, Rest, World, highest_revision
 
 UNVERIFIED_SECONDS: Final = 5.0  # a shrink unproved for this long is asked of the next donor as well
@@ -113,7 +113,7 @@ def wake_at(world: World, ledger: Ledger) -> float | None:
         elif pod.state is None or pod.state.rev < entry.revision:
             times.append(entry.since + 2 * UNVERIFIED_SECONDS)
         elif pod.terminating:
-            times.append(entry.since + DRAIN_CUT_SECONDS)
+            times.append(cut_at(pod, entry))
         else:
             times += [
                 entry.since + MOVE_SECONDS,

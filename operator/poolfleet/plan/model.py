@@ -64,6 +64,7 @@ class Pod:
     pool: str = ""  # "<namespace>/<name>" of its PgPool, by its label
     node: str = ""  # spec.nodeName
     ready_since: float | None = None  # since when it is Ready; None: it is not
+    leaving_since: float | None = None  # when it was deleted; None: it was not, or that is not known
     deletion_cost: int = 0  # annotation: which pod a scale-down takes first, the cheapest
     state: AgentState | None = None  # newest answer of its agent, MAC verified; None while it cannot be read
 

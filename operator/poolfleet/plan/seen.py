@@ -70,9 +70,16 @@ def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
         pool=f"{metadata['namespace']}/{(metadata.get('labels') or {}).get(names.LABEL_POOL, '')}",
         ready_since=seconds(ready.get("lastTransitionTime")) if is_ready else None,
         node=str(spec.get("nodeName") or ""),
+        leaving_since=_deleted(metadata),
         deletion_cost=_cost(annotations.get(names.DELETION_COST)),
         state=state,
     )
+
+
+def _deleted(metadata: Mapping[str, Any]) -> float | None:
+    """When the object was deleted: its deletionTimestamp is the end of the grace period that it got then."""
+    end = metadata.get("deletionTimestamp")
+    return seconds(end) - int(metadata.get("deletionGracePeriodSeconds") or 0) if end else None
 
 
 def _cost(text: object) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from poolfleet.plan.model import Pod
+from poolfleet.plan.objects.pod import PROPAGATION_SECONDS
 from poolfleet.plan.sizing import Claim, Demand, Key, PoolWish, divide, floors, follow, water_fill
 from poolfleet.plan.world import Entry, Ledger, World
 
@@ -119,6 +120,12 @@ def need(world: World, pod: Pod, database: str, entry: Entry | None, fair: int) 
     return wanted
 
 
+def cut_at(pod: Pod, entry: Entry) -> float:
+    """From when on a draining pod may be cut to its clients: not before new ones have ceased to come and the agent has
+    told of those that there are."""
+    return max((pod.leaving_since or 0.0) + PROPAGATION_SECONDS, entry.since + DRAIN_CUT_SECONDS)
+
+
 def _most(wish: PoolWish, sure: int) -> int | None:
     return None if wish.most is None else max(wish.most, sure)
 
@@ -138,7 +145,7 @@ def _those_that_leave(world: World, ledger: Ledger, targets: dict[Key, int]) -> 
             continue
         if world.stays(pod) and entry.pool in asked:
             targets[key] = 0  # a database that is no longer served
-        elif pod.terminating and pod.state is not None and world.now - entry.since >= DRAIN_CUT_SECONDS:
+        elif pod.terminating and pod.state is not None and world.now >= cut_at(pod, entry):
             seen = pod.state.databases.get(entry.database)
             used = max(seen.clients, seen.peak) if seen else 0  # clients are told late, and a cancel needs room, too
             targets[key] = min(entry.grant, max(1, used))
