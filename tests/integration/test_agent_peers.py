@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,26 @@ def test_100_of_100_cancels_reach_their_query_from_any_pod_also_while_it_drains(
         for one in made[1:]:  # one on its way looks like a login, for a moment
             wait_until("within the grant", lambda one=one: one.state().databases["shop"].held <= GRANT)  # type: ignore[misc]
         assert all(limit == (GRANT, GRANT) for one in made for limit in one.limits().values())
+
+
+def test_cancels_that_come_together_all_reach_their_query(tmp_path: Path, pg: Postgres, service: Service) -> None:
+    # PgBouncer forgets some of them, the agent does not (agent/cancels.py)
+    with pods(tmp_path, pg, "127.0.0.2", "127.0.0.3") as (owner, receiver):
+        introduce([owner, receiver], [1, 2])
+        reached = 0
+        for _ in range(8):
+            queries = [Query(service, owner) for _ in range(GRANT)]
+            try:
+                for query in queries:
+                    wait_until("it runs", lambda q=query: q.runs(pg))  # type: ignore[misc]
+                with ThreadPoolExecutor(GRANT) as together:
+                    list(together.map(lambda query: query.cancel_at(receiver), queries))
+                reached += sum(query.cancelled() for query in queries)
+            finally:
+                for query in queries:
+                    query.close()
+        assert reached == 8 * GRANT
+        assert receiver.show("SHOW PEER_POOLS")
 
 
 def test_peers_come_and_move_and_go_by_directive_alone(tmp_path: Path, pg: Postgres, service: Service) -> None:

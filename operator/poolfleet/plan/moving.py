@@ -9,6 +9,7 @@ from typing import Final
 
 from poolfleet.api.wire import Move
 from poolfleet.plan.model import Pod
+from poolfleet.plan.replicas import clients_of
 from poolfleet.plan.world import World
 
 CROWDED: Final = 1.3  # times the mean: from here on clients are moved …
@@ -22,7 +23,8 @@ def move(world: World, pod: Pod) -> Move | None:
     wish = world.wish_of(pod.pool)
     if wish is None or wish.move is None or not pod.ready or not world.stays(pod):
         return None
-    counts = {each.uid: clients(each) for each in world.members(wish.pool) if each.ready and each.state is not None}
+    ready = (each for each in world.members(wish.pool) if each.ready)
+    counts = {each.uid: count for each in ready if (count := clients_of(each)) is not None}
     if len(counts) < 2 or pod.uid not in counts:
         return None
     mean = sum(counts.values()) / len(counts)
@@ -34,8 +36,3 @@ def move(world: World, pod: Pod) -> Move | None:
     if told and abs(told["above"] - aim) <= DRIFT * aim:
         aim = told["above"]
     return Move(aim, idle, percent)
-
-
-def clients(pod: Pod) -> int:
-    """Clients of a pod, connected or waiting, as its agent saw them last."""
-    return sum(database.clients for database in pod.state.databases.values()) if pod.state is not None else 0
