@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
+print(*project["dependencies"], *sum(project["optional-dependencies"].values(), []), sep="\n")
 P
 )
 stamp() { { echo "$dependencies"; cat requirements.lock; "$python" -VV; } | sha256sum | cut -c1-16; }

@@ -95,6 +95,8 @@ def test_lists_that_are_maps() -> None:
         ("PgPool", ".spec.databases"): ["name"],
         ("PgPool", ".spec.users"): "atomic",
         ("PgPool", ".status.conditions"): ["type"],
+        ("PgPool", ".status.rotations"): ["secret"],
+        ("PgPool", ".spec.databases[].rotation.roles"): "atomic",
         ("PgPool", ".spec.server.allowedNamespaces.selector.matchExpressions"): "atomic",
         ("PgPool", ".spec.server.allowedNamespaces.selector.matchExpressions[].values"): "atomic",
         ("PgPool", ".spec.server.managedRoles"): "set",

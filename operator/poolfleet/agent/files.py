@@ -51,11 +51,13 @@ class Applied:
     peer: int = 0
     peers: Mapping[str, str] = field(default_factory=dict)
     move: Move | None = None
+    hold: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write durably. Raises OSError."""
         message = {name: getattr(self, name) for name in ("server", "rev", "config", "first", "peer")}
         message |= {"grant": dict(self.grant), "share": dict(self.share), "peers": dict(self.peers)}
+        message["hold"] = list(self.hold)
         message["move"] = None if self.move is None else asdict(self.move)
         write_durably(folder / APPLIED_FILE, json.dumps(message).encode())
 
@@ -77,6 +79,7 @@ class Applied:
                 peer=int(message.get("peer", 0)),
                 peers={str(peer): str(address) for peer, address in message.get("peers", {}).items()},
                 move=None if move is None else Move(int(move["above"]), int(move["idle"]), int(move["percent"])),
+                hold=tuple(str(name) for name in message.get("hold", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{APPLIED_FILE} is not readable: {error!r}") from error

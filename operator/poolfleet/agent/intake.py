@@ -84,6 +84,7 @@ class Intake:
             peer=directive.peer,
             peers=directive.peers,
             move=directive.move,
+            hold=directive.hold,
         )
         applied.save(self._run)
         self.applied = applied

@@ -180,6 +180,51 @@ Count = Annotated[StrictInt, Field(ge=0)]
 IntOrString = StrictInt | StrictStr
 
 
+Instant = Annotated[StrictStr, Field(json_schema_extra={"format": "date-time"})]
+"""RFC 3339 with fractions of a second where they matter."""
+
+_DURATION: Final = re.compile(r"([0-9]+)([hms])")
+Duration = Annotated[
+    StrictStr,
+    Field(min_length=2, max_length=32),
+    matches(r"(?:[0-9]{1,6}[hms]){1,3}", 'must be a duration such as "720h", "90m" or "1h30m"'),
+    Rule(
+        "!self.matches('^(?:0+[hms])+$')",
+        "must be longer than nothing",
+        lambda text: duration_seconds(text) > 0,
+    ),
+]
+"""A duration as Go writes it: hours, minutes and seconds."""
+
+
+def duration_seconds(text: str) -> float:
+    """Seconds of a `Duration`."""
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0}
+    return sum(int(number) * units[unit] for number, unit in _DURATION.findall(text))
+
+
+class CaSecretRef(Model):
+    """Where the certificates to trust are."""
+
+    name: ObjectName = Field(description="Name of the Secret, in the same namespace.")
+    key: SecretKey = Field(
+        default="ca.crt", description="Key of the Secret that holds one or more certificates in PEM."
+    )
+
+
+class CertificateSecretRef(Model):
+    """Where a certificate and its private key are, in PEM; cert-manager's Secrets fit as they are."""
+
+    name: ObjectName = Field(
+        description="Name of the Secret, in the same namespace. With the label poolfleet.dev/watch=true a renewal is "
+        "seen at once, without it within 60 seconds."
+    )
+    cert_key: SecretKey = Field(
+        default="tls.crt", description="Key of the Secret that holds the certificate, and those between it and its CA."
+    )
+    private_key_key: SecretKey = Field(default="tls.key", description="Key of the Secret that holds the private key.")
+
+
 class CredentialsSecretRef(Model):
     """Where a user name and a password are."""
 

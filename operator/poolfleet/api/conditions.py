@@ -39,6 +39,12 @@ class Reason:
     BUDGET_LIMITED: Final = "BudgetLimited"  # the budget cannot feed more replicas
     SCALED_UP: Final = "ScaledUp"
     SCALED_DOWN: Final = "ScaledDown"
+    # rotation
+    ROTATING: Final = "Rotating"  # the next password is on its way; what is loaded is valid
+    ROTATED: Final = "Rotated"
+    ROTATION_BLOCKED: Final = "RotationBlocked"  # nothing was changed, and will not be until somebody acts
+    ROTATION_FAILED: Final = "RotationFailed"  # it went back; it is tried again
+    LOGIN_RETIRED: Final = "LoginRetired"  # a client user's former login is refused from now on
     CLIENTS_CUT: Final = "ClientsCut"  # a drain's time was over while clients were still there
     # the user can mend it
     INVALID_SPEC: Final = "InvalidSpec"
@@ -56,5 +62,8 @@ class Reason:
     OVER_BUDGET: Final = "OverBudget"
     UNREACHABLE: Final = "Unreachable"
     AUTHENTICATION_FAILED: Final = "AuthenticationFailed"
+    INVALID_CERTIFICATE: Final = "InvalidCertificate"  # not PEM, of another key, or not to be used as what it is for
+    CERTIFICATE_EXPIRED: Final = "CertificateExpired"  # or not valid yet
+    TOKEN_UNAVAILABLE: Final = "TokenUnavailable"  # the token provider gives no password
     CONFIG_REFUSED: Final = "ConfigRefused"  # PgBouncer did not take the new file; the last good one is in force
     REPLICA_FAILURE: Final = "ReplicaFailure"

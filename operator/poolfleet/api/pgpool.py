@@ -12,6 +12,7 @@ from poolfleet.api.base import (
     Count,
     CredentialsSecretRef,
     Flag,
+    Instant,
     Metadata,
     Model,
     NamespaceName,
@@ -26,7 +27,9 @@ from poolfleet.api.base import (
 )
 from poolfleet.api.network import NetworkPolicy as NetworkPolicy
 from poolfleet.api.network import Service as Service
-from poolfleet.api.pgserver import MAX_CONNECTIONS, Instant, PgServerSpec
+from poolfleet.api.pgserver import MAX_CONNECTIONS, PgServerSpec
+from poolfleet.api.rotation import RoleRotation, Rotation, UserRotation
+from poolfleet.api.tls import PoolTls
 
 PoolMode = Literal["transaction", "session", "statement"]
 AgentUpdate = Literal["OnRollout", "Immediately"]
@@ -78,6 +81,12 @@ class Database(Model):
 
     rules = (
         Rule(
+            "!has(self.rotation) || has(self.credentialsSecretRef)",
+            "rotation needs credentialsSecretRef",
+            lambda database: database.rotation is None or database.credentials_secret_ref is not None,
+            field_path=".rotation",
+        ),
+        Rule(
             "!(self.name in ['pgbouncer', '*'])",
             'a database cannot be named "pgbouncer" (PgBouncer\'s own console) or "*" (it would have no limit)',
             lambda database: database.name not in ("pgbouncer", "*"),
@@ -108,6 +117,11 @@ class Database(Model):
     weight: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
         default=1, description="Share of the pool's connections against the other databases, without unit."
     )
+    rotation: RoleRotation | None = Field(
+        default=None,
+        description="Let the operator rotate the password of credentialsSecretRef. It needs the PgServer's "
+        "adminSecretRef, the role in its managedRoles, and the label poolfleet.dev/managed=true on the Secret.",
+    )
 
     @property
     def dbname(self) -> str:
@@ -130,7 +144,14 @@ class User(Model):
         description="Name and password of the user. The type kubernetes.io/basic-auth fits, any other does too."
     )
     username: Text | None = Field(
-        default=None, description="User name, at most 63 bytes. Only for a Secret that holds no user name."
+        default=None,
+        description="User name, at most 63 bytes. Only for a Secret that holds no user name, or, with `rotation`, for "
+        "one that does not exist yet.",
+    )
+    rotation: UserRotation | None = Field(
+        default=None,
+        description="Let the operator rotate the login. The Secret must have the label poolfleet.dev/managed=true; a "
+        "missing one is made. Only where every database has credentialsSecretRef.",
     )
 
 
@@ -270,6 +291,7 @@ class PgPoolSpec(Model):
         default=False,
         description="Leave the pool's objects as they are, for work by hand. Connections stay bounded meanwhile.",
     )
+    tls: PoolTls | None = Field(default=None, description="TLS between clients and PgBouncer. Left out: none.")
     service: Service = Field(default=Service(), description="The Service that clients connect to.")
     network_policy: NetworkPolicy = Field(default=NetworkPolicy(), description="Who may connect to the pods.")
     drain: Drain = Field(default=Drain(), description="How a pod ends.")
@@ -380,6 +402,9 @@ class PgPoolStatus(Model):
     agent: Agent | None = Field(default=None, description="The agent beside each PgBouncer.")
     autoscaling: AutoscalingStatus | None = Field(
         default=None, description="The last decision, where spec.autoscaling is set."
+    )
+    rotations: list[Rotation] | None = Field(
+        default=None, description="Rotation of Secrets that have one.", json_schema_extra=list_map("secret")
     )
     conditions: list[Condition] | None = conditions_field(
         "Ready, Reconciling, Stalled (kstatus), ServerReachable, BudgetSatisfied, CredentialsCurrent, "

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StrictInt, StrictStr
+from pydantic import Field, StrictInt, StrictStr
 
 from poolfleet.api.base import (
     ATOMIC_LIST,
@@ -14,21 +14,18 @@ from poolfleet.api.base import (
     CredentialsSecretRef,
     Flag,
     Host,
+    Instant,
     IntOrString,
     Metadata,
     Model,
-    ObjectName,
     Port,
     Rule,
-    SecretKey,
-    Text,
     conditions_field,
     list_map,
 )
 from poolfleet.api.network import LabelSelector
-
-TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
-"""PgBouncer's server_tls_sslmode."""
+from poolfleet.api.tls import ServerTls
+from poolfleet.api.tokens import ROLE_SET, Roles, TokenProvider
 
 MAX_CONNECTIONS = 262143
 """PostgreSQL's own upper bound of max_connections (MAX_BACKENDS)."""
@@ -47,31 +44,6 @@ Headroom = Annotated[
         ),
     ),
 ]
-
-
-class CaSecretRef(Model):
-    """Where the certificates to trust are."""
-
-    name: ObjectName = Field(description="Name of the Secret, in the same namespace.")
-    key: SecretKey = Field(
-        default="ca.crt", description="Key of the Secret that holds one or more certificates in PEM."
-    )
-
-
-class ServerTls(Model):
-    """TLS between PgBouncer and the server."""
-
-    mode: TlsMode = Field(
-        default="prefer",
-        description="As PgBouncer's server_tls_sslmode. disable: no TLS. allow, prefer: TLS if the server has it, "
-        "unchecked. require: TLS or nothing, the certificate is not checked. verify-ca: the certificate must come from "
-        "a trusted CA. verify-full: and it must be made out for `host`.",
-    )
-    ca_secret_ref: CaSecretRef | None = Field(
-        default=None,
-        description="CA certificates to trust in verify-ca and verify-full. Left out: the bundle of the PgBouncer "
-        "image (the public CAs).",
-    )
 
 
 class AllowedNamespaces(Model):
@@ -99,13 +71,6 @@ class AllowedNamespaces(Model):
         "operator that may read Namespaces (rbac.scope Cluster).",
         json_schema_extra=ATOMIC_MAP,
     )
-
-
-def _unique(roles: list[str]) -> list[str]:
-    """The API server says the same of a list that is a set."""
-    if len(set(roles)) != len(roles):
-        raise ValueError("a role is there twice")
-    return roles
 
 
 class PgServerSpec(Model):
@@ -158,17 +123,18 @@ class PgServerSpec(Model):
         description="Enforce: keep PostgreSQL's CONNECTION LIMIT of the roles in `managedRoles` a little above what "
         "the pods may hold together, as a backstop. Off: leave it alone. Write it in quotes.",
     )
-    managed_roles: Annotated[list[Text], Field(max_length=200), AfterValidator(_unique)] = Field(
+    managed_roles: Roles = Field(
         default=[],
-        description="The only roles on the server that the operator may alter.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="The only roles on the server that the operator may alter: their connection limits (roleLimits) "
+        "and their passwords (rotation).",
+        json_schema_extra=ROLE_SET,
+    )
+    token_provider: TokenProvider | None = Field(
+        default=None, description="Where short-lived passwords come from, and for which roles. Left out: nowhere."
     )
 
 
 # Status: for the schema only, so loose on purpose. A ledger that the API server refuses is worse than an odd number.
-
-Instant = Annotated[StrictStr, Field(json_schema_extra={"format": "date-time"})]
-"""RFC 3339 with fractions of a second where they matter."""
 
 
 class DiscoveryCandidate(Model):

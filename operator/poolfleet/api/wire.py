@@ -92,6 +92,8 @@ class Directive:
     peer: int = 0  # PgBouncer's peer_id of this pod, 0: none
     peers: Mapping[str, str] = field(default_factory=dict)  # peer_id -> IP of all pods of the pool, this one included
     move: Move | None = None  # None: no client is closed to move it
+    hold: tuple[str, ...] = ()  # databases whose queries wait: no server connection is opened or handed out
+    stage: str = ""  # config_hash to have mounted, but not loaded, before the next directive; "": nothing
     v: int = PROTOCOL_VERSION
 
     def to_message(self) -> dict[str, Any]:
@@ -104,7 +106,10 @@ class Directive:
             "config": self.config,
             "grant": dict(self.grant),
             "share": dict(self.share),
+            "hold": list(self.hold),
         }
+        if self.stage:
+            message["stage"] = self.stage
         if self.peer:
             message |= {"peer": self.peer, "peers": dict(self.peers)}
         if self.move is not None:
@@ -132,6 +137,8 @@ class Directive:
             peer=_peer(message.get("peer", 0)),
             peers=_peers(message.get("peers", {})),
             move=_move(message.get("move")),
+            hold=_names(message.get("hold", [])),
+            stage=str(message.get("stage", "")),
             v=message["v"],
         )
 
@@ -169,6 +176,12 @@ def is_peer(peer: object, address: object) -> bool:
         return False
 
 
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise WireError("member 'hold' holds something else than names")
+    return tuple(value)
+
+
 def _move(value: object) -> Move | None:
     if value is None:
         return None
@@ -191,6 +204,7 @@ class DatabaseState:
     waited: bool = False  # clients waited for a server connection within the last 10 s, in more than one sample
     reachable: bool | None = None  # None: not tried since the last load
     error: str = ""  # why it is not reachable, in PostgreSQL's or PgBouncer's words
+    hold: float | None = None  # seconds until the agent ends its hold by itself; None: not held (yet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +219,8 @@ class AgentState:
     config_error: str  # why a newer configuration is not in force, "" if none
     started: str  # identity of the PgBouncer process (changes with each start), "" while none runs
     databases: Mapping[str, DatabaseState]
+    mounted: str = ""  # hash of the configuration that is mounted, loaded or not; "": an agent that cannot hold
+    users: Mapping[str, int] = field(default_factory=dict)  # client user -> its connected clients, without those at 0
     max_wait: float = 0.0  # seconds that the first waiting client has waited
     pids: tuple[int, ...] = ()  # backend pids of the server connections (SHOW SERVERS.remote_pid)
     draining: bool = False
@@ -239,9 +255,12 @@ class AgentState:
                     "waited": d.waited,
                     "reachable": d.reachable,
                     "error": d.error,
+                    "hold": d.hold,
                 }
                 for name, d in self.databases.items()
             },
+            "mounted": self.mounted,
+            "users": dict(self.users),
             "maxWait": self.max_wait,
             "pids": list(self.pids),
             "draining": self.draining,
@@ -277,9 +296,12 @@ class AgentState:
                         waited=bool(d.get("waited", False)),
                         reachable=d.get("reachable"),
                         error=str(d.get("error", "")),
+                        hold=None if d.get("hold") is None else float(d["hold"]),
                     )
                     for name, d in m["databases"].items()
                 },
+                mounted=str(m.get("mounted", "")),
+                users={str(user): int(clients) for user, clients in m.get("users", {}).items()},
                 max_wait=float(m.get("maxWait", 0.0)),
                 pids=tuple(int(p) for p in m.get("pids", ())),
                 draining=bool(m.get("draining", False)),

@@ -131,8 +131,10 @@ class Observer:
         return True
 
     def written(self, kind: Kind, body: Body) -> None:
-        """An object as an own write has left it."""
-        self.seen(kind, body)
+        """An object as an own write has left it. Not a Secret that no watch would show again: controller/secrets.py
+        reads those by name."""
+        if kind != SECRET or names.LABEL_WATCH in (body["metadata"].get("labels") or {}):
+            self.seen(kind, body)
 
     def secret_changed(self, namespace: str, name: str) -> None:
         """A Secret that a user owns is not what it was: look at everything whose spec names it."""

@@ -122,9 +122,26 @@ async def observe(context: Context, body: Body) -> PoolView:
         numbers_moved=context.numbers_moved.get(uid, 0.0),
         decision=context.decided(uid),
         cuts=context.cuts.of(namespace, name),
+        fresh_password=secrets.token_hex(24),
     )
     found = {secret: await context.secrets.get(*secret) for secret in sorted(view.secret_names())}
-    return replace(view, secrets={secret: None if b is None else decode(b) for secret, b in found.items()})
+    following = {secret: await _next_of(context, view, *secret) for secret in sorted(view.secret_names())}
+    return replace(
+        view,
+        secrets={secret: None if b is None else decode(b) for secret, b in found.items()},
+        secret_bodies=found,
+        next_secrets={secret[1]: body for secret, body in following.items() if body is not None},
+    )
+
+
+async def _next_of(context: Context, view: PoolView, namespace: str, name: str) -> Body | None:
+    """The Secret with the next login of Secret `name`, while that is being rotated. Our own Secrets are watched; where
+    nothing is, it is asked for while the spec wants a rotation."""
+    following = names.next_secret(name)
+    known = context.store.get(SECRET.plural, namespace, following)
+    if known is not None or context.store.synced(SECRET.plural) or name not in view.rotating_secrets():
+        return known
+    return await context.secrets.get(namespace, following)
 
 
 async def _look_for(context: Context, view: PoolView, plan: Plan) -> dict[Child, Body]:

@@ -67,6 +67,13 @@ class Secrets:
             if not lock.locked():
                 self._reading.pop((namespace, name), None)
 
+    def written(self, body: Body) -> None:
+        """Take a Secret as an own write has left it, if it is one that is read by name."""
+        name = (body["metadata"]["namespace"], body["metadata"]["name"])
+        if name in self._cache:
+            self._cache[name] = _Entry(body, self._clock())
+            self._changed(*name)
+
     async def run(self) -> None:
         """Look again at what was read by name, for ever."""
         while True:

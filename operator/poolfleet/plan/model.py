@@ -44,6 +44,30 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something cannot be done: a reason of conditions.Reason, and a message with the remedy but no secret."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RotationLine:
+    """How the rotation of one Secret stands, for status.rotations and the conditions."""
+
+    secret: str  # its name
+    login: str  # role on the server, or client user, that it holds now; "": not known
+    phase: str  # one of those that api/rotation.py names
+    message: str = ""
+    reason: str = ""  # Reason.ROTATION_BLOCKED, ROTATION_FAILED, or "" while nothing is wrong
+    last: float | None = None  # when the login was changed last
+    next: float | None = None  # when it is due next
+    retiring: str = ""  # user name of a former login that still works
+    until: float | None = None  # when it is refused
+    clients: int | None = None  # that are still connected with it
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pool's pod as the API server last showed it."""
 
@@ -65,6 +89,7 @@ class Pod:
     node: str = ""  # spec.nodeName
     ready_since: float | None = None  # since when it is Ready; None: it is not
     leaving_since: float | None = None  # when it was deleted; None: it was not, or that is not known
+    turn: int = 0  # annotation poolfleet.dev/turn of its template: which roles it was made for
     deletion_cost: int = 0  # annotation: which pod a scale-down takes first, the cheapest
     state: AgentState | None = None  # newest answer of its agent, MAC verified; None while it cannot be read
 

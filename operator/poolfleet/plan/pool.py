@@ -13,7 +13,7 @@ from poolfleet.api.wire import drain_token
 from poolfleet.pgbouncer import parameters
 from poolfleet.plan import checks, config, replicas, rollout
 from poolfleet.plan.checks import Finding, Part, Subject
-from poolfleet.plan.model import Pod
+from poolfleet.plan.model import Pod, RotationLine
 from poolfleet.plan.objects import network, pod, secret, server, workload
 from poolfleet.plan.objects.drift import differs
 from poolfleet.plan.objects.meta import Manifest, annotation, stamp
@@ -47,6 +47,8 @@ class Plan:
     rolled: Rolled | None = None  # what the pods are made of after this plan
     overridden: tuple[str, ...] = ()  # fields of spec.template that had to give way
     surge: Surge = field(default_factory=lambda: Surge(more=True))  # how a rollout goes on
+    logins: tuple[RotationLine, ...] = ()  # how the rotation of client users stands
+    staged: tuple[str, ...] = ()  # Secrets whose next password is in x-config, not to be loaded yet
     costs: tuple[tuple[Pod, int], ...] = ()  # deletion costs to be written before the Deployment
 
     def unseen(self, view: PoolView) -> list[tuple[str, str]]:

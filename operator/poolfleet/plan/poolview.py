@@ -12,7 +12,7 @@ from poolfleet.api.pgpool import PgPoolSpec
 from poolfleet.api.pgserver import PgServerSpec
 from poolfleet.plan import replicas, tenancy
 from poolfleet.plan.autoscaling import Decision
-from poolfleet.plan.model import Pod, Settings
+from poolfleet.plan.model import Pod, Problem, RotationLine, Settings
 from poolfleet.plan.objects.meta import Owner, controlled_by
 from poolfleet.plan.objects.secret import decode
 from poolfleet.plan.tenancy import Standing, full_host
@@ -51,6 +51,13 @@ class PoolView:
     ready_since: float | None = 0.0  # since when pods take clients, as far as this process saw; None: none did
     decision: Decision | None = None  # autoscaling's newest; None: it has not decided yet, or is not set
     cuts: tuple[Cut, ...] = ()  # that nobody was told of yet
+    secret_bodies: Mapping[SecretName, Body | None] = field(default_factory=dict)  # what `secrets` is the data of
+    next_secrets: Mapping[str, Body] = field(default_factory=dict)  # Secret under rotation -> that of its next login
+    tokens: Mapping[str, str | Problem] = field(
+        default_factory=dict, repr=False
+    )  # role -> its token, or why it has none
+    rotations: tuple[RotationLine, ...] = ()  # of the roles on the server (controller/rotations.py)
+    fresh_password: str = field(default="", repr=False)  # 43 random letters and digits, for a login that gets a new one
     spec: PgPoolSpec | None = field(init=False)
     spec_error: str = field(init=False)
     server_spec: PgServerSpec | None = field(init=False)
@@ -144,6 +151,16 @@ class PoolView:
         namespace = tenancy.server_name(self.body)[0]
         host = self.server_spec.host
         return host if namespace == self.owner.namespace else full_host(host, namespace)
+
+    def rotating_secrets(self) -> frozenset[str]:
+        """Names of the Secrets, all of the pool's namespace, that spec wants to be rotated."""
+        if self.spec is None:
+            return frozenset()
+        found = {user.secret_ref.name for user in self.spec.users if user.rotation is not None}
+        for database in self.spec.databases:
+            if database.rotation is not None and database.credentials_secret_ref is not None:
+                found.add(database.credentials_secret_ref.name)
+        return frozenset(found)
 
     def secret_names(self) -> frozenset[SecretName]:
         """The Secrets that the two specs name and a configuration needs; the CA is in the PgServer's namespace."""

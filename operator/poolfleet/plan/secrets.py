@@ -16,20 +16,13 @@ from poolfleet.api.base import CredentialsSecretRef
 from poolfleet.api.conditions import Reason
 from poolfleet.api.wire import tombstone
 from poolfleet.pgbouncer import quoting
+from poolfleet.plan.model import Problem as Problem
 from poolfleet.plan.objects.meta import annotation
 from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.tenancy import server_name
 
 USERS: Final = f"{names.GROUP}/users"
 """Annotation of x-config: names of all users that ever were in its userlist, as a JSON list."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why something cannot be done: a reason of conditions.Reason, and a message with the remedy but no secret."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ def pod_of(body: Body, key: bytes | None, state: AgentState | None) -> Pod:
         ready_since=seconds(ready.get("lastTransitionTime")) if is_ready else None,
         node=str(spec.get("nodeName") or ""),
         leaving_since=_deleted(metadata),
+        turn=_cost(annotations.get(names.TURN)),
         deletion_cost=_cost(annotations.get(names.DELETION_COST)),
         state=state,
     )

@@ -22,6 +22,9 @@ class PoolWish:
     most: int | None = None  # spec.share.max, in connections
     caps: Mapping[str, int] = field(default_factory=dict)  # database -> most connections PostgreSQL itself would allow
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  # database -> roles that its pods log in as
+    turn: int = 0  # which pods may load `config`: those made for the same roles on the server
+    staged: bool = False  # `config` holds a password that is not set yet: to be mounted, but not loaded
+    hold: frozenset[str] = frozenset()  # databases whose queries shall wait
     move: tuple[int, int] | None = None  # spec.clientRebalance: idle seconds, percent; None: clients are not moved
 
     @property

@@ -13,7 +13,7 @@ from poolfleet.api.conditions import READY, Reason
 from poolfleet.plan import conditions, replicas, rollout
 from poolfleet.plan.fleet import Fleet, Refusal
 from poolfleet.plan.fleet import conditions as fleet_conditions
-from poolfleet.plan.model import Event
+from poolfleet.plan.model import Event, RotationLine
 from poolfleet.plan.objects import network
 from poolfleet.plan.objects.meta import selector_text
 from poolfleet.plan.pool import Plan
@@ -92,11 +92,27 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
             "image": plan.rolled.agent_image,
             "outdated": rollout.outdated(plan.rolled, view.settings),
         }
+    if lines := (*view.rotations, *plan.logins):
+        status["rotations"] = [_rotation(line) for line in sorted(lines, key=lambda line: line.secret)]
     scaled = _scaled(view)
     if autoscaling := _autoscaling(view, scaled is not None):
         status["autoscaling"] = autoscaling
     events = (*([scaled] if scaled is not None else []), *_news(old, new), *_cuts(view))
     return Conclusion(status, events, again, moved, fleet.ready_since)
+
+
+def _rotation(line: RotationLine) -> JsonObject:
+    """One item of status.rotations."""
+    shown: JsonObject = {"secret": line.secret, "login": line.login, "phase": line.phase, "message": line.message}
+    if line.last is not None:
+        shown["lastRotationTime"] = timestamp(line.last)
+    if line.next is not None:
+        shown["nextRotationTime"] = timestamp(line.next)
+    if line.retiring:
+        shown["retiring"] = {"username": line.retiring, "until": timestamp(line.until or 0.0)}
+        if line.clients is not None:
+            shown["retiring"]["clients"] = line.clients
+    return shown
 
 
 def _scaled(view: PoolView) -> Event | None:
