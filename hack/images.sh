@@ -3,6 +3,7 @@
 # default.
 # An image carries the hash of what it was made from, so nothing is built twice. Base images are pulled where that is
 # possible, else bootstrapped under the same name from the Debian archive that this machine uses.
+# EXTRAS=aws adds what pyproject.toml has under that name to the operator's image.
 # Prints their full names; `hack/images.sh names …` does nothing else.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -33,7 +34,11 @@ sources() {
 content() { # content NAME: hash of its sources, their names and whether they can be executed
   local files
   mapfile -t files < <(sources "$1" | LC_ALL=C sort)
-  { sha256sum "${files[@]}"; find "${files[@]}" -perm -u+x | LC_ALL=C sort; } | sha256sum | cut -c1-12
+  {
+    sha256sum "${files[@]}"
+    find "${files[@]}" -perm -u+x | LC_ALL=C sort
+    [ "$1" != operator ] || [ -z "${EXTRAS:-}" ] || echo "extras $EXTRAS"
+  } | sha256sum | cut -c1-12
 }
 
 image_name() { echo "poolfleet/$1:${tag_of[$1]:-c-$(content "$1")}"; }
@@ -59,12 +64,15 @@ base_image() { # base_image SUITE: makes debian:SUITE-slim exist
   zstd -dcq "$tar" | docker import -c 'CMD ["bash"]' -c 'LABEL poolfleet.bootstrapped=true' - "$image" >/dev/null
 }
 
-dependencies() { # the operator's, as pyproject.toml has them
+dependencies() { # the operator's, as pyproject.toml has them, with those of $EXTRAS
   python3 - <<'P'
+import os
 import tomllib
 from pathlib import Path
 
-print(*tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"], sep="\n")
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+extras = os.environ.get("EXTRAS", "").replace(",", " ").split()
+print(*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra]), sep="\n")
 P
 }
 

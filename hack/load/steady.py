@@ -3,7 +3,8 @@
     kubectl exec -i clients -- python3 - --host shop --user app --database app --duration 9 < hack/load/steady.py
 
 Prints {"started": …} after the first answer, one line {"t": …, "client": …, "error": …} for every query or connect that
-failed (t in seconds since the epoch), and {"summary": …}. Needs psycopg; otherwise this file stands alone.
+failed (t in seconds since the epoch), {"t": …, "client": …, "took": …} for every answer that took at least --tell-ms
+(t when it was there, took in seconds), and {"summary": …}. Needs psycopg; otherwise this file stands alone.
 """
 
 import argparse
@@ -86,6 +87,8 @@ async def client(number: int, options: argparse.Namespace, tally: Tally, over: a
         else:
             now = time.perf_counter()
             tally.answer(now - start, now - last)
+            if options.tell_ms and (now - start) * 1000 >= options.tell_ms:
+                say(t=round(time.time(), 3), client=number, took=round(now - start, 3))
             last, healthy, served = now, True, served + 1
         if connection is not None and not (healthy and (options.stay or served < options.queries)):
             await connection.close()
@@ -131,6 +134,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stay", action="store_true", help="keep the connection for ever")
     parser.add_argument("--query-ms", type=float, default=0, help="pg_sleep of each query (default: %(default)s)")
     parser.add_argument("--interval-ms", type=float, default=50, help="pause between queries (default: %(default)s)")
+    parser.add_argument("--tell-ms", type=float, default=0, help="tell answers that took as long; 0: none of them")
     parser.add_argument("--retry-ms", type=float, help="pause after a failure (default: that between queries)")
     parser.add_argument("--duration", type=float, default=0, help="seconds; 0: no end")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")

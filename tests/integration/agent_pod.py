@@ -103,13 +103,14 @@ class Pod:
         grant: Mapping[str, int],
         rev: int | None = None,
         share: Mapping[str, int] | None = None,
+        config: str = "",
         **more: Any,
     ) -> bytes:
-        """The signed text of a directive for the newest mounted configuration, of the next revision; `more` are
-        further members of it, which stay for later ones."""
+        """The signed text of a directive, of the next revision, for the newest mounted configuration or `config`;
+        `more` are further members of it, which stay for later ones."""
         self.rev = self.rev + 1 if rev is None else rev
         self.more |= more
-        config = wire.config_hash(self.files)
+        config = config or wire.config_hash(self.files)
         directive = wire.Directive(SERVER, POD, self.rev, config, grant, share or dict(grant), **self.more)
         return wire.sign(directive.to_message(), self.key).encode()
 

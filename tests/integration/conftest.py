@@ -26,6 +26,13 @@ import yaml
 
 CRDS: Final = Path(__file__).parents[2] / "crds"
 APPLY: Final = "application/apply-patch+yaml"
+# Who did what, for the test of the operator's rights: requests of ServiceAccounts, without their content.
+AUDIT: Final = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
 START_SECONDS: Final = 60  # on two busy cores; normally three
 
 
@@ -75,6 +82,12 @@ class ApiServer:
         """The certificate to trust (self-signed, with its CA)."""
         return self.directory / "certs" / "apiserver.crt"
 
+    def audit(self, namespace: str, service_account: str) -> list[dict[str, Any]]:
+        """The audit events of what a ServiceAccount asked for, answered or (watches) begun."""
+        user = f"system:serviceaccount:{namespace}:{service_account}"
+        lines = (self.directory / "audit.log").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["user"]["username"] == user]
+
     # Life
 
     def start(self) -> None:
@@ -104,6 +117,10 @@ class ApiServer:
                 f"--token-auth-file={self.directory / 'tokens.csv'}",
                 "--authorization-mode=RBAC",
                 "--service-cluster-ip-range=10.96.0.0/16",
+                f"--audit-policy-file={self.directory / 'audit.json'}",
+                f"--audit-log-path={self.directory / 'audit.log'}",
+                # As on OpenShift: blockOwnerDeletion needs a right to the owner's finalizers.
+                "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
                 "--disable-admission-plugins=ServiceAccount",  # no controller makes the default ServiceAccounts
                 "--endpoint-reconciler-type=none",
                 "--profiling=false",
@@ -289,6 +306,7 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     token = secrets.token_hex(16)
     tokens = directory / "tokens.csv"
     tokens.touch(mode=0o600)
+    (directory / "audit.json").write_text(json.dumps(AUDIT))
     tokens.write_text(f'{token},admin,admin,"system:masters"\n')
     subprocess.run(
         ["openssl", "genrsa", "-out", str(directory / "sa.key"), "2048"], check=True, capture_output=True, timeout=60

@@ -495,14 +495,14 @@ async def test_a_pool_of_another_namespace_has_the_servers_ca_and_full_name(hous
     server = Elsewhere(house)
     await server.allow("All")
     await server.say(maxConnections=100, budget=87)
-    authority = "-----BEGIN CERTIFICATE-----\nfrom there\n-----END CERTIFICATE-----\n"
-    await server.apply("v1", "Secret", "ca", stringData={"ca.crt": authority})
-    await house.secret("ca", **{"ca.crt": authority.replace("there", "here")})
+    there, here = (Authority(name, time.time()).certificate for name in ("there", "here"))
+    await server.apply("v1", "Secret", "ca", stringData={"ca.crt": there.decode()})
+    await house.secret("ca", **{"ca.crt": here.decode()})
     await house.secret("shop-app", username="shop", password="one")
     await house.pool(server=None, serverRef={"name": "db", "namespace": server.namespace})
     await house.rest()
     files = decode(await house.get(SECRET, "shop-config"))
-    assert b"from there" in files["server-ca.crt"]
+    assert files["server-ca.crt"] == there
     assert f"host='postgres.{server.namespace}.svc'".encode() in files["pgbouncer.ini"]
     assert await house.context.queue.get() == Key(SERVER.plural, server.namespace, "db")
     # The permission is taken back: the fleet stays as it is, and the status says what to do.

@@ -38,6 +38,7 @@ def published() -> tuple[Publisher, Clock]:
         {"draining": True},
         {"cut": 1},
         {"ready": False},
+        {"mounted": "d"},
     ],
 )
 def test_what_matters_raises_seq_at_once(change: dict[str, Any]) -> None:
@@ -48,7 +49,11 @@ def test_what_matters_raises_seq_at_once(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"loaded": 4}, {"samples": 1}, {"held": 6}, {"reachable": False}, {"reachable": None}, {"error": "x"}]
+    "change",
+    [
+        *({"loaded": 4}, {"samples": 1}, {"held": 6}, {"reachable": False}, {"reachable": None}, {"error": "x"}),
+        *({"hold": 9.5}, {"hold": 0.0}),
+    ],
 )
 def test_what_matters_of_a_database_raises_seq_at_once(change: dict[str, Any]) -> None:
     publisher, _ = published()
@@ -189,3 +194,20 @@ async def test_waiting() -> None:
     await asyncio.sleep(0)
     publisher.publish(dataclasses.replace(STATE, rev=2))
     assert [state.rev for state in await asyncio.gather(*waiters)] == [2, 2, 2]
+
+
+def test_a_hold_that_goes_on_is_no_news() -> None:
+    publisher, clock = published()
+    for hold in (9.0, 8.0, 0.0):
+        clock.now += LIVE_SECONDS
+        publisher.publish(dataclasses.replace(STATE, databases={"shop": dataclasses.replace(DATABASE, hold=hold)}))
+    assert publisher.state.seq == published()[0].state.seq + 1
+    assert publisher.state.databases["shop"].hold == 0.0
+
+
+def test_who_the_clients_users_are_is_told_in_its_time_and_how_many_they_are_is_not() -> None:
+    one = dataclasses.replace(STATE, users={"app": 3})
+    assert moved(STATE, one)
+    assert moved(one, dataclasses.replace(STATE, users={"other": 3}))
+    assert moved(one, STATE)
+    assert not moved(one, dataclasses.replace(STATE, users={"app": 9}))

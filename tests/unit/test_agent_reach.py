@@ -128,3 +128,38 @@ def test_probes_at_once_are_limited() -> None:
     assert r.due(0.0, 2) == ["a", "b"]
     assert r.due(0.0, 0) == []
     assert r.due(0.0, 2) == ["c"]
+
+
+def test_while_a_database_is_paused_nothing_is_probed_or_learned() -> None:
+    r = reach()
+    r.seen("shop", NONE, 5, 0.0, paused=True)
+    assert r.due(0.0, 4) == []
+    r.seen("shop", NONE, 0, 10.0)
+    assert r.due(10.0, 4) == ["shop"]
+    r.seen("shop", NONE, 5, 11.0, paused=True)
+    r.result("shop", False, "no connection within 6 s", 16.0)
+    assert r.state("shop") == (None, "")
+    r.seen("shop", NONE, 0, 17.0)
+    assert r.due(17.0, 4) == ["shop"]
+    r.result("shop", False, "FATAL: no", 18.0)
+    assert r.state("shop") == (False, "FATAL: no")
+
+
+def test_a_pause_is_known_after_a_load_too() -> None:
+    r = reach()
+    r.seen("shop", NONE, 0, 0.0, paused=True)
+    r.loaded(["shop"], 1.0)
+    assert r.due(1.0, 4) == []
+
+
+def test_who_waits_for_a_pause_to_end_has_not_waited_for_the_server() -> None:
+    r = reach()
+    r.due(0.0, 4)
+    r.result("shop", True, "", 0.0)
+    for second in range(20):
+        r.seen("shop", NONE, 5, float(second), paused=True)
+    r.seen("shop", NONE, 5, 20.0)
+    r.seen("shop", NONE, 5, 20.0 + WAIT)
+    assert r.due(20.0 + WAIT, 4) == []
+    r.seen("shop", NONE, 5, 20.1 + WAIT)
+    assert r.due(20.1 + WAIT, 4) == ["shop"]

@@ -1,5 +1,6 @@
 """poolfleet.agent.samples"""
 
+from dataclasses import replace
 from typing import Any
 
 from poolfleet.agent.samples import SPACING, WINDOW, Demand, Sample, Samples, Usage
@@ -129,3 +130,11 @@ def test_a_load_does_not_end_the_window_and_the_probe_is_no_demand() -> None:
     samples.add(sample(0.5, cl_waiting=1), lambda name: name == "shop")
     samples.add(sample(1.0, cl_waiting=1), lambda name: name == "shop")
     assert samples.demand("shop") == Demand(peak=7, demand=7)
+
+
+def test_who_waits_while_it_is_paused_is_no_demand() -> None:
+    samples = Samples()
+    samples.add(sample(0.0, sv_active=2))
+    paused = sample(1.0, cl_waiting=50)
+    samples.add(replace(paused, databases={"shop": replace(paused.databases["shop"], paused=True)}))
+    assert samples.demand("shop") == Demand(2, 2, False)

@@ -1,5 +1,6 @@
 """poolfleet.agent.shrinks"""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,3 +109,12 @@ def test_a_database_that_is_not_served_any_more_is_not_waited_for() -> None:
     shrinks.loaded(["gone"], 0.0)
     assert shrinks.seen(sample(1.0, 9), Samples()) == []
     assert shrinks.pace(sample(1.0, 9)) is None
+
+
+def test_what_is_paused_is_left_alone() -> None:
+    shrinks, samples = Shrinks(), Samples()
+    shrinks.loaded(["shop"], 0.0)
+    seen = sample(9.0, 20, cl_waiting=3)
+    seen = replace(seen, databases={"shop": replace(seen.databases["shop"], paused=True)})
+    assert shrinks.seen(seen, samples) == []
+    assert shrinks.pace(seen) is not None

@@ -1,6 +1,8 @@
 """Pages and examples: links lead somewhere, metrics are those of the code, autoscalers scale the pools beside them."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import yaml
 
 from poolfleet.api import names
 from poolfleet.api.conditions import AUTOSCALING_LIMITED, Reason
+from poolfleet.api.rotation import Rotation
 from poolfleet.controller import metrics
 
 ROOT = Path(__file__).parents[2]
 AUTOSCALERS = {"hpa.yaml": "HorizontalPodAutoscaler", "keda.yaml": "ScaledObject"}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("charts/*/*.md")])
+SOURCES = [ROOT / "operator/poolfleet" / part for part in ("plan", "postgres", "controller", "pgbouncer")]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
@@ -51,6 +55,36 @@ def test_reasons_that_the_pages_on_scaling_name_exist() -> None:
     named = set(re.findall(r"`((?:TooMany|TooFew|Scaled|Clients|Within)[A-Z]\w+|\w*Limited\w*)`", text))
     assert named >= {"ScaledUp", "ScaledDown", "ClientsCut", "BudgetLimited"}
     assert named - {AUTOSCALING_LIMITED} <= reasons
+
+
+def texts() -> Iterator[str]:
+    """Every text that the operator may say, with … for what is put in, in lower case."""
+    for file in (file for folder in SOURCES for file in sorted(folder.rglob("*.py"))):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value.lower()
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values).lower()
+
+
+@pytest.mark.parametrize(("page", "least"), [("credentials.md", 10), ("tls.md", 4)])
+def test_messages_that_the_pages_explain_are_said(page: str, least: int) -> None:
+    tables = re.findall(r"^\| message \|.*\n\|[-|]+\n((?:\|.*\n)+)", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    told = [message for table in tables for message in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)]
+    assert len(told) >= least
+    said = set(texts())
+    for message in told:
+        # PostgreSQL's own words may follow a colon
+        words = [part.strip() for part in message.lower().partition(": ")[0].split("…")]
+        assert any(all(part in text for part in words) for text in said), message
+
+
+def test_phases_of_a_rotation_that_the_pages_name_are_those_of_the_status() -> None:
+    described = Rotation.model_fields["phase"].description or ""
+    section = (ROOT / "docs/credentials.md").read_text().partition("### What happens")[2].partition("\n### ")[0]
+    named = set(re.findall(r"^\| `([A-Z]\w+)` \|", section, re.MULTILINE))
+    assert named >= {"Checking", "Staging", "Holding", "Setting", "Storing", "Rolling", "Retiring", "Idle"}
+    assert all(phase in described for phase in named)
 
 
 @pytest.mark.parametrize("example", AUTOSCALERS)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hack.load import cancels, crowd, login, pooled, sampler, steady, storm
+from hack.load import cancels, crowd, login, patient, pooled, sampler, steady, storm
 
 PROGRAMS = Path(__file__).parents[2] / "hack/load"
 NAMES = sorted(path.stem for path in PROGRAMS.glob("*.py"))
@@ -120,6 +120,7 @@ def test_a_password_comes_over_standard_input_and_stands_in_no_argument(monkeypa
     for parse, more in (
         (storm.parse, []),
         (steady.parse, ["--until-eof"]),
+        (patient.parse, ["--until-eof"]),
         (login.parse, []),
         (sampler.parse, ["--until-eof"]),
         (pooled.parse, ["--until-eof", "--driver", "asyncpg"]),
@@ -208,6 +209,39 @@ async def test_a_steady_client_may_ask_several_times_on_one_connection(capsys: p
     assert summary["queries"] > 6
     assert summary["connects"] == -(-summary["queries"] // 3)
     assert json_lines(capsys)
+
+
+async def test_a_steady_client_tells_what_took_long(capsys: pytest.CaptureFixture[str]) -> None:
+    async with standing_in(StandIn()) as where:  # each answer takes 10 ms
+        for patience, expected in ("1", True), ("2000", False):
+            options = ["--clients", "1", "--stay", "--duration", "0.2", "--tell-ms", patience]
+            await steady.steady(steady.parse([*where, *options]))
+            assert any(float(str(line.get("took", 0))) > 0.009 for line in json_lines(capsys)) == expected
+
+
+async def test_patient_clients_take_turns_with_their_transactions(capsys: pytest.CaptureFixture[str]) -> None:
+    server = StandIn()
+    async with standing_in(server) as where:
+        options = ["--seconds", "0.3", "--interval-ms", "50", "--duration", "1"]
+        summary = await patient.patient(patient.parse([*where, *options]))
+    lines = json_lines(capsys)
+    assert "started" in lines[0]
+    spans = [(float(str(line["begun"])), float(str(line["t"]))) for line in lines if "begun" in line]
+    assert summary["transactions"] == len(spans) >= 6 and summary["failed"] == 0
+    assert server.queries == summary["queries"] + 2 * len(spans), "BEGIN and COMMIT"
+    for _, end in spans[:3]:  # the last ones end with the run
+        assert any(begun < end < later - 0.05 for begun, later in spans), "nobody else is amid one"
+
+
+async def test_a_patient_client_tells_a_broken_transaction_and_begins_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with standing_in(StandIn(broken=(3,))) as where:
+        options = ["--clients", "1", "--seconds", "0.1", "--interval-ms", "20", "--duration", "0.5"]
+        summary = await patient.patient(patient.parse([*where, *options]))
+    errors = [str(line["error"]) for line in json_lines(capsys) if "error" in line]
+    assert summary["failed"] == 1 == len(errors) and "57P01" in errors[0]
+    assert summary["transactions"] >= 2
 
 
 async def test_steady_clients_end_with_standard_input(
@@ -320,7 +354,7 @@ async def test_a_crowd_tells_who_was_refused_and_whose_query_failed(capsys: pyte
     assert any(TOO_MANY[1] in words for words in errors) and any("57P01" in words for words in errors)
 
 
-@pytest.mark.parametrize("parse", [steady.parse, sampler.parse, crowd.parse, asyncpg_pool])
+@pytest.mark.parametrize("parse", [steady.parse, patient.parse, sampler.parse, crowd.parse, asyncpg_pool])
 def test_a_program_without_an_end_is_refused(
     parse: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]
 ) -> None:

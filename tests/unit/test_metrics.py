@@ -33,6 +33,17 @@ def test_the_numbers_of_a_server_follow_its_pools_and_go_with_it() -> None:
     assert not lines('server="db"')
 
 
+def test_certificates_come_and_go() -> None:
+    metrics.set_certificates("demo", "tls", {"clients": 2e9, "server-ca": 3e9})
+    name = "poolfleet_certificate_expiry_timestamp_seconds"
+    assert lines(name + '{kind="clients",namespace="demo",pool="tls"} 2e+09')
+    metrics.set_certificates("demo", "tls", {"clients": 2.5e9})
+    assert lines(name, 'pool="tls"} 2.5e+09')
+    assert not lines(name, 'kind="server-ca"')
+    metrics.drop_fleet("demo", "tls")
+    assert not lines(name, 'pool="tls"')
+
+
 def test_the_numbers_of_a_fleet_follow_its_pods_and_go_with_it() -> None:
     metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, (30, 2), {"fleet-a": 20, "fleet-b": 12}, 0.75))
     pool = 'namespace="demo",pool="fleet"'

@@ -65,6 +65,27 @@ def test_server_tls(mode: str, ca: bool, file: str | None) -> None:
     assert value(text, "server_tls_ca_file") == file
 
 
+@pytest.mark.parametrize("mode", ["disable", "prefer", "verify-full"])
+def test_what_the_server_is_shown(mode: str) -> None:
+    text = render_ini([SHOP], Settings(1, tls_mode=mode, server_certificate=True))
+    shown = None if mode == "disable" else "/run/pgbouncer/server-client"
+    assert value(text, "server_tls_cert_file") == (shown and f"{shown}.crt")
+    assert value(text, "server_tls_key_file") == (shown and f"{shown}.key")
+    assert "server_tls_key_file" not in render_ini([SHOP], Settings(1, tls_mode=mode))
+
+
+@pytest.mark.parametrize("mode", [None, "allow", "prefer", "require", "verify-ca", "verify-full"])
+def test_tls_of_clients(mode: str | None) -> None:
+    text = render_ini([SHOP], Settings(1, client_tls_mode=mode))
+    assert value(text, "client_tls_sslmode") == mode
+    assert value(text, "client_tls_cert_file") == (mode and "/run/pgbouncer/client-tls.crt")
+    assert value(text, "client_tls_key_file") == (mode and "/run/pgbouncer/client-tls.key")
+    checked = mode in ("verify-ca", "verify-full")
+    assert value(text, "client_tls_ca_file") == ("/run/pgbouncer/client-ca.crt" if checked else None)
+    with pytest.raises(ValueError, match="TLS mode"):
+        render_ini([SHOP], Settings(1, client_tls_mode="maybe"))
+
+
 def test_parameters_replace_defaults() -> None:
     text = render_ini([SHOP], Settings(1, parameters={"query_wait_timeout": 30, "verbose": "1"}))
     assert value(text, "query_wait_timeout") == "30"

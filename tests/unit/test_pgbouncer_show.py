@@ -86,3 +86,9 @@ def test_servers_config_version_and_stats() -> None:
     assert show.version(Rows(("version",), (("PgBouncer 1.26.1",),))) == "PgBouncer 1.26.1"
     stats = show.stats(Rows(("database", "total_x"), (("shop", "5"), ("pgbouncer", "1"))))
     assert stats == {"shop": {"total_x": 5}}
+
+
+def test_users_with_clients_and_an_older_pgbouncer_that_does_not_count_them() -> None:
+    counted = Rows(("name", "current_client_connections"), (("app", "3"), ("shop", "0"), ("pgbouncer", None)))
+    assert show.users(counted) == {"app": 3}
+    assert show.users(Rows(("name", "pool_size"), (("app", "3"),))) == {}

@@ -8,7 +8,8 @@ from poolfleet.api.conditions import Reason
 from poolfleet.plan import config
 from poolfleet.plan.pool import plan
 from poolfleet.plan.secrets import Login, credentials, former_users, userlist
-from tests.unit.pool_fixtures import KEY, SECRETS, Body, data, of, pool_body, server_body, settled, view
+from tests.certificates import Authority
+from tests.unit.pool_fixtures import KEY, NOW, SECRETS, Body, data, of, pool_body, server_body, settled, view
 
 REF = {"secretRef": {"name": "shop-app"}}
 
@@ -106,8 +107,8 @@ def test_the_servers_ca() -> None:
     server = server_body()
     body = pool_body(server={"host": "postgres", "maxConnections": 100, "tls": tls})
     assert problem(body, SECRETS, server)[0] == Reason.SECRET_NOT_FOUND
-    assert problem(body, {**SECRETS, "ca": {"ca.crt": b"nonsense"}}, server)[0] == Reason.INVALID_CREDENTIALS
-    pem = b"-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
+    assert problem(body, {**SECRETS, "ca": {"ca.crt": b"nonsense"}}, server)[0] == Reason.INVALID_CERTIFICATE
+    pem = Authority("ca", NOW).certificate
     planned = plan(view(body, server, secrets={**SECRETS, "ca": {"ca.crt": pem}}))
     files = data(of(planned, "Secret", "shop-config"))
     assert files["server-ca.crt"] == pem.decode()

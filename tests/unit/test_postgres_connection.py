@@ -4,7 +4,7 @@ import psycopg
 import pytest
 
 from poolfleet.plan.conditions import too_many
-from poolfleet.postgres.connection import Login, explained
+from poolfleet.postgres.connection import REQUIRE_AUTH, Login, explained
 
 REFUSED = (
     'connection to server at "10.0.0.1", port 5432 failed: FATAL:  password authentication failed for user "admin"'
@@ -43,6 +43,13 @@ def test_a_refused_login_is_told_from_no_answer(text: str, refused: bool) -> Non
 def test_the_words_of_53300_are_known(text: str) -> None:
     assert too_many(text)
     assert not too_many(REFUSED)
+
+
+def test_a_server_that_wants_less_than_scram_has_a_remedy() -> None:
+    words = f'authentication method requirement "{REQUIRE_AUTH}" failed: server requested a hashed password'
+    error = explained(psycopg.OperationalError(words), "db", 5432)
+    assert error.refused
+    assert "password_encryption = 'scram-sha-256'" in str(error)
 
 
 def test_a_login_does_not_show_its_password() -> None:

@@ -30,6 +30,7 @@ def roll(
     restarted_at: str = "",
     pgbouncer_image: str | None = None,
     immediately: bool = False,
+    least_revision: int = 0,
 ) -> Rolled:
     return decide(
         previous,
@@ -38,6 +39,7 @@ def roll(
         restarted_at=restarted_at,
         pgbouncer_image=pgbouncer_image,
         immediately=immediately,
+        least_revision=least_revision,
     )
 
 
@@ -88,6 +90,14 @@ def test_the_users_image_wins_over_the_operators(fleet: Rolled) -> None:
 def test_a_revision_that_cannot_be_built_any_more_is_rolled(fleet: Rolled) -> None:
     assert roll(replace(fleet, revision=0)).agent_image == "agent:2"
     assert rollout.outdated(replace(fleet, revision=0), OLD)
+
+
+def test_agents_that_cannot_do_what_is_wanted_are_replaced_once(fleet: Rolled) -> None:
+    older = replace(fleet, revision=2)
+    assert roll(older) == older and rollout.outdated(older, OLD)
+    rolled = roll(older, least_revision=rollout.FILES_AND_HOLDS)
+    assert (rolled.agent_image, rolled.revision) == ("agent:2", 3)
+    assert roll(fleet, least_revision=rollout.FILES_AND_HOLDS) == fleet
 
 
 def test_the_annotation_keeps_everything(fleet: Rolled) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from poolfleet.api import wire
 
 KEY = bytes(range(32))
-DIRECTIVE = wire.Directive("srv", "pod", 7, "hash", {"shop": 3, "ü": 1}, {"shop": 5})
+DIRECTIVE = wire.Directive("srv", "pod", 7, "hash", {"shop": 3, "ü": 1}, {"shop": 5}, hold=("shop",), stage="next")
 STATE = wire.AgentState(
     server="srv",
     pod="pod",
@@ -19,7 +19,9 @@ STATE = wire.AgentState(
     config="hash",
     config_error="",
     started="1-2",
-    databases={"shop": wire.DatabaseState(3, 2, 2, 10, 1, 2, 3, True, True, "")},
+    databases={"shop": wire.DatabaseState(3, 2, 2, 10, 1, 2, 3, True, True, "", hold=7.5)},
+    mounted="next",
+    users={"app": 3},
     max_wait=0.25,
     pids=(1, 2),
     draining=True,
@@ -86,9 +88,11 @@ def test_a_directive_of_another_shape_is_refused(change: dict[str, object]) -> N
 
 
 def test_unknown_members_and_a_missing_share_are_fine() -> None:
-    message = {**DIRECTIVE.to_message(), "hold": [], "later": 3}
+    message = {**DIRECTIVE.to_message(), "later": 3}
     del message["share"]
     assert wire.Directive.from_message(message) == dataclasses.replace(DIRECTIVE, share={})
+    del message["hold"], message["stage"]
+    assert wire.Directive.from_message(message) == dataclasses.replace(DIRECTIVE, share={}, hold=(), stage="")
 
 
 def test_peers_and_moves_travel_and_are_absent_while_there_are_none() -> None:

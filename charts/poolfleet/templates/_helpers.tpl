@@ -87,6 +87,16 @@ annotations:
 {{- printf "%s-leader" (include "poolfleet.fullname" .) }}
 {{- end }}
 
+{{/* The file of --token-providers. */}}
+{{- define "poolfleet.tokenProvidersFile" -}}
+{{- dict "commands" .Values.tokenCommands "awsIam" .Values.awsIam | toPrettyJson }}
+{{- end }}
+
+{{/* Its ConfigMap: another content is another name, so that the operator's pods are rolled. */}}
+{{- define "poolfleet.tokenProviders" -}}
+{{- printf "%s-%s" (include "poolfleet.fullname" .) (include "poolfleet.tokenProvidersFile" . | sha256sum | trunc 10) }}
+{{- end }}
+
 {{/* As poolfleet.metadata, but the given labels win: for pods that the operator's selectors must not match. */}}
 {{- define "poolfleet.hookMetadata" -}}
 {{- $root := index . 0 -}}

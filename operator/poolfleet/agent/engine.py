@@ -11,30 +11,23 @@ from dataclasses import replace
 from typing import Final
 
 import poolfleet
-from poolfleet.agent.cancels import Cancels
-from poolfleet.agent.cpu import Cpu, used
 from poolfleet.agent.drain import Drain, Phase
 from poolfleet.agent.files import Config, Paths, Staged
+from poolfleet.agent.holds import Holds
 from poolfleet.agent.inbox import Inbox
 from poolfleet.agent.intake import Intake
 from poolfleet.agent.loader import Loader, Rejected
 from poolfleet.agent.logs import log
-from poolfleet.agent.moves import Moves
-from poolfleet.agent.probe import Probes
 from poolfleet.agent.process import Console
 from poolfleet.agent.publish import Publisher
-from poolfleet.agent.reach import Reach
-from poolfleet.agent.samples import SPACING, Sample, Samples, Usage
-from poolfleet.agent.shrinks import Shrinks
+from poolfleet.agent.watch import Watch
 from poolfleet.api import names
-from poolfleet.api.wire import AgentState, DatabaseState
-from poolfleet.pgbouncer import fill, quoting, show
-from poolfleet.pgbouncer.admin import AdminError, ServerError
+from poolfleet.api.wire import AgentState
+from poolfleet.pgbouncer import fill
+from poolfleet.pgbouncer.admin import AdminError
 
 TICK: Final = 0.1
 RETRY: Final = 1.0  # after a full disk, or a load that failed
-BUSY_SAMPLE: Final = 0.5
-QUIET_SAMPLE: Final = 2.0
 QUIET_LOGINS: Final = 1.0  # how long a new configuration waits for logins under way (facts/pgbouncer.md 4, the race)
 READY_ANYWAY: Final = 20.0
 MAX_TRIES: Final = 2  # a configuration with which PgBouncer ends this often is refused
@@ -46,10 +39,9 @@ class Engine:
     def __init__(self, paths: Paths, port: int = names.PGBOUNCER_PORT) -> None:
         self.paths = paths
         self.console = Console(paths.run, port)
-        self.samples = Samples()
-        self.reach = Reach()
+        self.holds = Holds(paths.run)
+        self.watch = Watch(self.console, self.holds)
         self.publisher = Publisher()
-        self.sample: Sample | None = None
         self.gate = False  # the first grant is rendered: PgBouncer may start
         self.drain = Drain()
         self.reloads = {"taken": 0, "refused": 0}
@@ -67,16 +59,11 @@ class Engine:
         self._stopped = False  # it was told to SHUTDOWN
         self._due = False  # the grant or the configuration is to be loaded
         self._load_at = 0.0
+        self._done = 0  # the revision whose load was tried last, with this process
         self._tried = ("", 0)
         self._refused = ""  # hash of a configuration that PgBouncer did not take
         self._config_error = ""
-        self._reached = ""  # hash of the configuration whose databases `reach` was told of
-        self._shrinks = Shrinks()
         self._ready = False
-        self._probes = Probes(self.console.socket)
-        self._cancels = Cancels(self.console.socket)
-        self._cpu = Cpu()
-        self._moves = Moves()
 
     @property
     def key(self) -> bytes | None:
@@ -166,6 +153,8 @@ class Engine:
     async def _tend(self) -> None:
         """Do what is due with the running PgBouncer. Raises AdminError if it went away, OSError if a disk is full."""
         if self.drain.phase is Phase.DRAINED and self.console.still(self._process):
+            if self.holds.some and await self.console.connect():
+                await self._end_holds()
             # The kubelet stops it, and it waits until every client has left, its console's too.
             self.console.drop()
             self._up = False
@@ -176,32 +165,48 @@ class Engine:
         if self.console.started != self._process:
             await self._new_process()
         if self.drain.phase is Phase.STOPPING and not self._stopped:
+            await self._end_holds()
             await self.console.query("SHUTDOWN WAIT_FOR_SERVERS")
             self._stopped = True
+        if not self._stopped:
+            await self.holds.begin(self.console, self._rev(), self._to_hold())
         if time.monotonic() >= self._load_at and self._load_due():
             await self._load()
-        if self._sample_due():
-            self.sample = await self.console.sample()
-            self._cpu.add(self.console.pid, self.sample.at, used(self.console.pid))
-            self.samples.add(self.sample, self.reach.probing)
-            for name in self.sample.databases:
-                pool = self.sample.pools.get(name, show.Pool(name, ""))
-                self.reach.seen(name, pool, self._usage(name).waiting, self.sample.at)
-            await self._follow_shrinks(self.sample)
-        await self._cancels.tend(self.console, len(self.intake.applied.peers) if self.intake.applied else 0)
+        await self.holds.finish(self.console, self._rev(), self._to_hold(), settled=self._settled())
+        applied = self.intake.applied
+        quiet = self._ready and not self.drain.draining
+        await self.watch.look(len(applied.peers) if applied else 0, quiet=quiet)
         if self.intake.staged is not None and not self.drain.draining:
-            self._probes.start(self.reach, self.sample, self.intake.staged.config)
-            move = self.intake.applied.move if self.intake.applied else None
-            await self._moves.tend(self.console, move, self.clients_left(0.0) or 0)
+            await self.watch.act(self.intake.staged.config, applied.move if applied else None)
+
+    def _rev(self) -> int:
+        return self.intake.applied.rev if self.intake.applied else 0
+
+    def _to_hold(self) -> list[str]:
+        """Databases that the directive wants to be held, of those that PgBouncer has."""
+        applied, sample = self.intake.applied, self.watch.sample
+        if applied is None or self._stopped:
+            return []
+        granted = [name for name in applied.hold if name in applied.grant]
+        return [name for name in granted if sample is None or name in sample.databases]
+
+    def _settled(self) -> bool:
+        """What the applied directive wants loaded is loaded, or PgBouncer has refused it."""
+        applied, staged = self.intake.applied, self.intake.staged
+        if applied is None or staged is None or self._done != applied.rev:
+            return False
+        return applied.config in (staged.config.hash, self._refused)
+
+    async def _end_holds(self) -> None:
+        await self.holds.finish(self.console, self._rev(), (), settled=True)
 
     async def _new_process(self) -> None:
         self._process, self._loaded = self.console.started, False
         self._ready = self._stopped = False
         if self.drain.draining:  # of a process that is gone
             self.drain = Drain()
-        self.sample = None
-        self.samples, self._moves = Samples(), Moves()
-        self._shrinks.loaded([], time.monotonic())
+        self._done = 0
+        self.watch.started()
         self._version = await self.console.version()
         self._load_at = self._linger_end()
         self._fresh = False
@@ -245,6 +250,7 @@ class Engine:
             self.reloads["refused"] += 1
             self._config_error = f"configuration {good.hash}: {error}"
             self._load_at = time.monotonic() + RETRY
+            self._done = self._rev()
             log.error("the last good configuration was not taken", extra={"reason": str(error)})
             return
         proved = self.intake.staged.proved
@@ -266,19 +272,12 @@ class Engine:
         self.reloads["taken"] += 1
         self._due, self._loaded, self._tried = False, True, ("", 0)
         self._idle = own.client_idle_timeout
+        self._done = self._rev()
         if config.hash == self.intake.applied.config:
             self._config_error = self._refused = ""
         self._cold = self._made_of(config)
-        now = time.monotonic()
         served = [name for name in fill.databases(config.template) if name in self.intake.applied.grant]
-        self.samples.reset(served)
-        self.sample = None
-        self._shrinks.loaded(served, now)
-        if config.hash != self._reached:
-            self._reached = config.hash
-            self.reach.loaded(served, now)
-        else:
-            self.reach.granted(served, now)
+        self.watch.loaded(served, config)
         log.info(
             "loaded", extra={"rev": self.intake.applied.rev, "grant": self.intake.applied.grant, "config": config.hash}
         )
@@ -289,38 +288,10 @@ class Engine:
         self._config_error = f"configuration {config.hash}: {reason}"
         log.error("configuration refused; the last good one stays", extra={"config": config.hash, "reason": reason})
 
-    async def _follow_shrinks(self, sample: Sample) -> None:
-        for step in self._shrinks.seen(sample, self.samples):
-            try:
-                if step.reconnect:
-                    await self.console.query(f"RECONNECT {quoting.identifier(step.database)}")
-                    log.info("reconnect, to shrink", extra={"database": step.database, "held": step.held})
-                else:
-                    await self.console.with_lifetime(step.lifetime, step.seconds)
-            except ServerError as error:
-                log.warning("shrinking failed", extra={"database": step.database, "reason": error.text})
-
-    # -- watching -----------------------------------------------------------------------------------------------------
-
-    def _sample_due(self) -> bool:
-        sample = self.sample
-        if sample is None:
-            return True
-        age = time.monotonic() - sample.at
-        pace = self._shrinks.pace(sample)
-        if pace is not None or self.samples.count < 2:
-            return age >= (pace or SPACING)
-        quiet = self._ready and not self.drain.draining and sample.clients() == 0
-        return age >= (QUIET_SAMPLE if quiet else BUSY_SAMPLE)
-
     def _pace(self) -> float:
         """Seconds to the next round of the loop, while nothing else asks for another."""
-        pace = self._shrinks.pace(self.sample) if self._up and self.sample is not None else None
+        pace = self.watch.pace() if self._up else None
         return TICK if pace is None else min(pace, TICK)
-
-    def _usage(self, name: str) -> Usage:
-        """Clients and busy connections of a database at the last sample, the agent's own probe left out."""
-        return self.sample.usage(name, probing=self.reach.probing(name)) if self.sample else Usage(0, 0, 0)
 
     # -- what a drain asks for (drain.Pooler) -------------------------------------------------------------------------
 
@@ -332,9 +303,7 @@ class Engine:
         return self._process != process or (not self._up and self.console.ended(process))
 
     def clients_left(self, since: float) -> int | None:
-        if not self._up or self.sample is None or self.sample.at < since:
-            return None
-        return sum(self._usage(name).clients for name in self.sample.pools)
+        return self.watch.clients(since) if self._up else None
 
     async def transactions(self) -> int:
         return await self.console.transactions()
@@ -343,11 +312,12 @@ class Engine:
         return self.publisher.told.cut == cut
 
     def _is_ready(self) -> bool:
-        if not self._up or self.intake.applied is None or self.sample is None:
+        sample = self.watch.sample
+        if not self._up or self.intake.applied is None or sample is None:
             return self._ready and self._up
         if self._ready or not self._loaded:
             return self._ready
-        loaded = {name: database.limit for name, database in self.sample.databases.items()}
+        loaded = {name: database.limit for name, database in sample.databases.items()}
         shares = {name: self.intake.applied.share.get(name, 0) for name in loaded}
         if all(2 * loaded[name] >= share for name, share in shares.items()):
             return True
@@ -355,24 +325,8 @@ class Engine:
 
     def _publish(self) -> None:
         self._ready = self._is_ready()
-        sample = self.sample if self._up else None
-        applied = self.intake.applied
-        databases: dict[str, DatabaseState] = {}
-        for name, database in sample.databases.items() if sample else ():
-            usage, demand = self._usage(name), self.samples.demand(name)
-            reachable, error = self.reach.state(name)
-            databases[name] = DatabaseState(
-                loaded=database.limit,
-                held=self.samples.held(name),
-                samples=self.samples.samples(name),
-                clients=usage.clients,
-                waiting=usage.waiting,
-                peak=demand.peak,
-                demand=demand.demand,
-                waited=demand.waited,
-                reachable=reachable,
-                error=error,
-            )
+        sample = self.watch.sample if self._up else None
+        applied, mounted = self.intake.applied, self.intake.mounted
         self.publisher.publish(
             AgentState(
                 server=applied.server if applied else "",
@@ -382,13 +336,15 @@ class Engine:
                 config=self.intake.staged.config.hash if self.intake.staged else "",
                 config_error=self._config_error,
                 started=self._process if sample else "",  # of a process that was not looked at nothing is said
-                databases=databases,
+                databases=self.watch.databases() if sample else {},
+                mounted=mounted.hash if mounted.files else "",
+                users=self.watch.users.clients if sample else {},
                 max_wait=max((pool.maxwait_us for pool in sample.pools.values()), default=0) / 1e6 if sample else 0.0,
                 pids=sample.pids if sample else (),
                 draining=self.drain.draining,
                 cut=self.drain.cut,
-                moved=self._moves.moved,
-                cpu=self._cpu.cores() if sample else None,
+                moved=self.watch.moves.moved,
+                cpu=self.watch.cpu.cores() if sample else None,
                 ready=self._ready,
                 version=poolfleet.__version__,
                 pgbouncer=self._version,

@@ -17,8 +17,20 @@ from poolfleet.api import names
 from poolfleet.pgbouncer import fill
 from poolfleet.pgbouncer.admin import ServerError
 
-LIVE: Final = (names.USERLIST_FILE, names.SERVER_CA_FILE)
-"""What PgBouncer reads besides pgbouncer.ini, as it is in the configuration."""
+LIVE: Final = (
+    names.USERLIST_FILE,
+    names.SERVER_CA_FILE,
+    names.SERVER_CERT_FILE,
+    names.SERVER_KEY_FILE,
+    names.CLIENT_CERT_FILE,
+    names.CLIENT_KEY_FILE,
+    names.CLIENT_CA_FILE,
+)
+"""What PgBouncer reads besides pgbouncer.ini, as it is in the configuration. Tried with 1.26.1: the files towards the
+clients are read at RELOAD, also while the ini stays as it was; a broken one, or a key of another certificate, is
+answered with an error although everything else is loaded, the marker too, and the old ones go on being shown, but a
+PgBouncer that starts ends with one. The files towards the server are read for each connection: what is wrong with them
+shows only there."""
 
 _COLD: Final = ".cold"
 

@@ -40,6 +40,11 @@ class Probes:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
+    @property
+    def running(self) -> bool:
+        """The agent itself is a client of PgBouncer."""
+        return bool(self._running)
+
     async def _probe(self, reach: Reach, name: str, address: str, users: Sequence[tuple[str, str]]) -> None:
         ok, error = await probe(self._socket, name, address, users)
         reach.result(name, ok, error, time.monotonic())

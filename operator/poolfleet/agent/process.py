@@ -116,7 +116,7 @@ class Console:
         while time.monotonic() < deadline:
             if not any(pool.sv_login for pool in (await self.sample()).pools.values()):
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.02)
 
     async def marker(self) -> str:
         """Marker of the file that was loaded completely last. Raises AdminError."""

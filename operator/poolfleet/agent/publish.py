@@ -1,8 +1,9 @@
 """When a new state is worth an answer to the operator's long poll (design section 4).
 
-`seq` rises when something relevant changes: revision, configuration, process, loaded limits, proof of a shrink,
-reachability, readiness, draining, clients that were cut. Live numbers raise it only when they move by a tenth, at most
-every LIVE_SECONDS, or by half, at most every SURGE_SECONDS: a rise of the clients shall not wait for its replicas.
+`seq` rises when something relevant changes: revision, configuration, what is mounted, process, loaded limits, proof of a
+shrink, a hold that is there or not, reachability, readiness, draining, clients that were cut. Live numbers raise it only
+when they move by a tenth, at most every LIVE_SECONDS, or by half, at most every SURGE_SECONDS: a rise of the clients
+shall not wait for its replicas.
 """
 
 import asyncio
@@ -64,21 +65,21 @@ def relevant(state: AgentState) -> object:
     """What of a state the operator wants to know at once; equal values are no news."""
     return (
         (state.server, state.pod, state.rev, state.config, state.config_error, state.started),
-        (state.draining, state.cut, state.ready, state.pgbouncer),
+        (state.draining, state.cut, state.ready, state.pgbouncer, state.mounted),
         {
-            name: (d.loaded, d.samples >= 2, d.held <= d.loaded, d.reachable, d.error)
+            name: (d.loaded, d.samples >= 2, d.held <= d.loaded, d.reachable, d.error, d.hold is not None)
             for name, d in state.databases.items()
         },
     )
 
 
 def moved(old: AgentState, new: AgentState) -> bool:
-    """A live number moved by a tenth or more, or whether clients waited lately.
+    """A live number moved by a tenth or more, or whether clients waited lately, or who the clients' users are.
 
     What swings from sample to sample in a busy pool (waiting clients and what follows from them) must move by more than
     one besides: one more or less is not worth the operator's attention. Nor is a CPU that moves by less than 0.1 cores.
     """
-    if _cpu_far(old, new, 0.1, 0.1) or _far(old.moved, new.moved, 1):
+    if _cpu_far(old, new, 0.1, 0.1) or _far(old.moved, new.moved, 1) or old.users.keys() != new.users.keys():
         return True
     for name, after in new.databases.items():
         before = old.databases.get(name)

@@ -28,6 +28,8 @@ class _Database:
     waiting_since: float | None = None
     running: bool = False
     connected: bool = False  # as last seen
+    paused: bool = False  # as last seen
+    disturbed: bool = False  # it was paused while the probe ran
 
 
 class Reach:
@@ -38,17 +40,24 @@ class Reach:
 
     def loaded(self, names: Iterable[str], now: float) -> None:
         """A new configuration with these databases is in force: each is tried once."""
-        running = {name for name, database in self._databases.items() if database.running}
-        self._databases = {name: _Database(now, due=now, running=name in running) for name in names}
+        before, self._databases = self._databases, {name: _Database(now, due=now) for name in names}
+        for name in before.keys() & self._databases.keys():
+            old, new = before[name], self._databases[name]
+            new.running, new.paused, new.disturbed = old.running, old.paused, old.disturbed
 
     def granted(self, names: Iterable[str], now: float) -> None:
         """The same configuration serves these databases now: new ones are tried once."""
         self._databases = {name: self._databases.get(name) or _Database(now, due=now) for name in names}
 
-    def seen(self, name: str, pool: show.Pool, waiting: int, now: float) -> None:
-        """What a sample shows; `waiting` leaves the agent's own probe out."""
+    def seen(self, name: str, pool: show.Pool, waiting: int, now: float, *, paused: bool = False) -> None:
+        """What a sample shows; `waiting` leaves the agent's own probe out. While paused nothing is learned."""
         database = self._databases.get(name)
         if database is None:
+            return
+        database.paused = paused
+        if paused:
+            database.connected, database.waiting_since = False, None
+            database.disturbed = database.running
             return
         database.connected = pool.logged_in > 0 and now - database.loaded >= SETTLED
         if database.connected:
@@ -63,10 +72,14 @@ class Reach:
 
     def due(self, now: float, most: int) -> list[str]:
         """At most `most` databases to probe now; each counts as being probed until `result`."""
-        waiting = [n for n, d in self._databases.items() if d.due is not None and d.due <= now and not d.running]
+        waiting = [
+            n
+            for n, d in self._databases.items()
+            if d.due is not None and d.due <= now and not d.running and not d.paused
+        ]
         found = waiting[: max(most, 0)]
         for name in found:
-            self._databases[name].running = True
+            self._databases[name].running, self._databases[name].disturbed = True, False
         return found
 
     def result(self, name: str, ok: bool | None, error: str, now: float) -> None:
@@ -79,7 +92,7 @@ class Reach:
             database.reachable, database.error, database.due = True, "", None
             database.backoff, database.waiting_since = FIRST_BACKOFF, None
             return
-        if ok is not None:
+        if ok is not None and not database.disturbed:
             database.reachable, database.error = False, error
         database.due = now + database.backoff
         database.backoff = min(database.backoff * 2, MAX_BACKOFF)

@@ -141,7 +141,9 @@ class Samples:
         if not self._window or sample.at - self._window[-1].at >= SLICE:
             self._window.append(_Slice(sample.at, {}))
         usage = self._window[-1].usage
-        for name in sample.databases:
+        for name, database in sample.databases.items():
+            if database.paused:  # who waits now says nothing of how many connections it wants
+                continue
             now = sample.usage(name, probing=probing(name))
             peak, wanted, waited = usage.get(name, (0, 0, False))
             usage[name] = (max(peak, now.busy), max(wanted, now.busy + now.waiting), waited or now.waiting > 0)

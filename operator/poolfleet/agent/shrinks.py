@@ -72,7 +72,7 @@ class Shrinks:
             database = sample.databases.get(name)
             if database is None or (samples.samples(name) >= 2 and samples.held(name) <= database.limit):
                 del self._open[name]
-            elif sample.held(name) > database.limit:
+            elif sample.held(name) > database.limit and not database.paused:  # a pause closes them all
                 pool = sample.pools.get(name, show.Pool(name, ""))
                 reconnect = not told and pool.sv_login == 0 and sample.at >= self._loaded + RECONNECT_AFTER
                 if reconnect or pool.cl_waiting > 0 or sample.at >= self._loaded + THIN_AFTER:

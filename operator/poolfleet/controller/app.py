@@ -25,11 +25,14 @@ from poolfleet.controller.context import Context, Key
 from poolfleet.controller.discoveries import Discoveries
 from poolfleet.controller.handlers import DeadWatch, Observer, watch, watches
 from poolfleet.controller.nodes import Nodes
+from poolfleet.controller.providers import Providers, load
 from poolfleet.controller.queue import KeyedQueue, QueueClosed
 from poolfleet.controller.resync import Resync
 from poolfleet.controller.roles import Roles
+from poolfleet.controller.rotation_state import Rotations
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
+from poolfleet.controller.tokens import Tokens
 from poolfleet.kube.client import ConfigException, Kube
 from poolfleet.kube.errors import ApiError, Conflict, Forbidden, LostLease, NotFound, NotLeader
 from poolfleet.kube.events import Recorder
@@ -131,6 +134,13 @@ class Operator:
         self.secrets = Secrets(self.kube, self.store, self.observer.secret_changed)
         self.discoveries = Discoveries(time.time)
         self.autoscalers = Autoscalers()
+        self.rotations = Rotations()
+        try:
+            self.providers = Providers(load(config.token_providers))
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        self.tokens = Tokens(self.providers.make)
+        self.tokens.changed = lambda namespace, name: self.queue.add(Key(POOL.plural, namespace, name))
         self.watches = watches(config.namespaces, config.watch_secrets)
         self.resync = Resync(
             self.kube, self.store, self.observer, self.watches, config.namespaces, period=config.resync_period
@@ -183,7 +193,10 @@ class Operator:
             except* _Stopped:
                 logger.info("stopped")
             finally:
+                self.rotations.close()
                 await self.discoveries.close()
+                await self.tokens.close()
+                self.providers.close()
 
     def _context(self) -> Context:
         return Context(
@@ -201,6 +214,8 @@ class Operator:
             leader_since=time.time(),
             decided=self.autoscalers.decision,
             cuts=self.observer.cuts,
+            tokens=self.tokens,
+            rotations=self.rotations,
         )
 
     async def _await_api(self) -> None:

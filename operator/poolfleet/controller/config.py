@@ -29,6 +29,7 @@ class Config:
     log_level: str = "info"
     workers: int = 8
     kubeconfig: str | None = None  # None: the pod's ServiceAccount
+    token_providers: Path | None = None  # None: nobody makes tokens
     # Other values only in tests; times in seconds.
     http_host: str | None = None  # all addresses
     lease_duration: float = 15.0
@@ -79,6 +80,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     add("--workers", type=int, default=default("workers", "8"), metavar="N",
         help="reconciliations at the same time (%(default)s)")  # fmt: skip
     add("--log-level", default=default("log-level", "info"), choices=LEVELS, help="(%(default)s)")
+    add("--token-providers", default=default("token-providers") or None, metavar="FILE", type=Path,
+        help="who makes short-lived passwords of server roles, and for whose PgServers (JSON)")  # fmt: skip
     add("--kubeconfig", default=default("kubeconfig") or None, metavar="FILE",
         help="how to reach the API server; left out: the pod's ServiceAccount")  # fmt: skip
     given = parser.parse_args([*argv])
@@ -106,6 +109,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         log_level=given.log_level,
         workers=given.workers,
         kubeconfig=given.kubeconfig,
+        token_providers=given.token_providers,
     )
 
 

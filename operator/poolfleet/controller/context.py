@@ -9,8 +9,10 @@ from poolfleet.controller.discoveries import Discoveries
 from poolfleet.controller.nodes import Nodes
 from poolfleet.controller.queue import KeyedQueue
 from poolfleet.controller.roles import Roles
+from poolfleet.controller.rotation_state import Rotations
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
+from poolfleet.controller.tokens import Tokens
 from poolfleet.kube.client import Kube
 from poolfleet.kube.events import Recorder
 from poolfleet.plan.autoscaling import Decision
@@ -44,6 +46,8 @@ class Context:
     leader_since: float  # clock() when this process became the leader
     decided: Callable[[str], Decision | None] = lambda uid: None  # a PgPool's UID -> what autoscaling decided last
     cuts: Cuts = field(default_factory=Cuts)  # clients that pods had to cut off
+    tokens: Tokens = field(default_factory=Tokens)  # short-lived passwords of roles on the servers
+    rotations: Rotations = field(default_factory=Rotations)  # how the rotations of roles stand
     numbers_moved: dict[str, float] = field(
         default_factory=dict
     )  # UID -> when the live numbers in its status last moved

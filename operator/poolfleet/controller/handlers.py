@@ -34,6 +34,7 @@ from poolfleet.kube.kinds import (
     Kind,
 )
 from poolfleet.plan.identity import marks
+from poolfleet.plan.managed import read_about
 from poolfleet.plan.poolview import Cut
 from poolfleet.plan.seen import ended
 from poolfleet.plan.tenancy import server_name
@@ -196,7 +197,11 @@ class Observer:
             elif pool_name:
                 keys.add(Key(POOL.plural, namespace, pool_name))
         if kind == SECRET:
-            keys.update(self._users_of(namespace, name))
+            about = read_about(body)  # of a rotation: whoever names the Secret that is rotated
+            keys.update(self._users_of(namespace, str(about.get("secret") or name)))
+            if isinstance(about.get("server"), str):
+                server_namespace, _, server = about["server"].partition("/")
+                keys.add(Key(SERVER.plural, server_namespace, server))
         return keys
 
     def _pool_and_server(self, namespace: str, pool: str, pod: Mapping[str, Any] | None) -> Iterator[Key]:

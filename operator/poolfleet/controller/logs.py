@@ -11,6 +11,7 @@ _QUIET: Final = {
     "kopf.activities": logging.WARNING,
     "asyncio": logging.WARNING,
     "aiohttp": logging.WARNING,
+    "botocore": logging.WARNING,  # says the signatures that it makes
 }
 
 

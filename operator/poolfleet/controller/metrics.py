@@ -120,6 +120,25 @@ CLIENTS_CUT: Final = Counter(
     ["namespace", "pool"],
     registry=REGISTRY,
 )
+CERTIFICATE_EXPIRY: Final = Gauge(
+    "poolfleet_certificate_expiry_timestamp_seconds",
+    "When a certificate that a pool uses ends, in seconds since the epoch. Kinds: clients (what they are shown), "
+    "server (what it is shown), and clients-ca, server-ca (the last one of those that check them).",
+    ["namespace", "pool", "kind"],
+    registry=REGISTRY,
+)
+TOKEN_EXPIRY: Final = Gauge(
+    "poolfleet_token_expiry_timestamp_seconds",
+    "When the newest token of a role on a PgServer ends, in seconds since the epoch; 0: there never was one.",
+    ["namespace", "server", "role"],
+    registry=REGISTRY,
+)
+TOKEN_FAILURES: Final = Counter(
+    "poolfleet_token_failures",
+    "Tries to get a token for a role on a PgServer that gave none.",
+    ["namespace", "server", "role"],
+    registry=REGISTRY,
+)
 OVER: Final = Counter(
     "poolfleet_over_budget_seconds",
     "Seconds in which more connections were granted than the budget has, as after a budget cut.",
@@ -163,6 +182,7 @@ class FleetNumbers:
 
 _pods_of: dict[tuple[str, str], set[str]] = {}  # PgPool -> its pods
 _pools_of: dict[tuple[str, str], set[str]] = {}
+_certificates_of: dict[tuple[str, str], set[str]] = {}  # PgPool -> kinds
 _over_since: dict[tuple[str, str], float] = {}  # PgServers that are over their budget, and up to when it is counted
 _posts: dict[str, int] = {}
 
@@ -233,6 +253,7 @@ def set_fleet(namespace: str, pool: str, numbers: FleetNumbers) -> None:
 
 def drop_fleet(namespace: str, pool: str) -> None:
     """Forget a PgPool that does not exist any more; does nothing if it was never set."""
+    set_certificates(namespace, pool, {})
     pods = _pods_of.pop((namespace, pool), None)
     if pods is None:
         return
@@ -244,6 +265,27 @@ def drop_fleet(namespace: str, pool: str) -> None:
         REPLICAS.remove(namespace, pool, kind)
     for pod in pods:
         POD_CLIENTS.remove(namespace, pool, pod)
+
+
+def set_certificates(namespace: str, pool: str, expiries: Mapping[str, float]) -> None:
+    """Tell until when a pool's certificates are valid: seconds since the epoch by kind; none drops them all."""
+    for kind in _certificates_of.pop((namespace, pool), set()) - set(expiries):
+        CERTIFICATE_EXPIRY.remove(namespace, pool, kind)
+    for kind, until in expiries.items():
+        CERTIFICATE_EXPIRY.labels(namespace, pool, kind).set(until)
+        _certificates_of.setdefault((namespace, pool), set()).add(kind)
+
+
+def set_token(namespace: str, server: str, role: str, expires: float, *, failed: bool) -> None:
+    """Tell of a try to get a token; `expires`: the end of the newest one that there is, 0.0 if there is none."""
+    TOKEN_EXPIRY.labels(namespace, server, role).set(expires)
+    TOKEN_FAILURES.labels(namespace, server, role).inc(1 if failed else 0)  # there from the start
+
+
+def drop_token(namespace: str, server: str, role: str) -> None:
+    """Forget a role whose tokens nobody needs any more; does nothing if there never was a try."""
+    for metric in (TOKEN_EXPIRY, TOKEN_FAILURES):
+        metric.remove(namespace, server, role)
 
 
 def set_posts(posts: Mapping[str, int]) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from poolfleet.api import names
-from poolfleet.controller import metrics
+from poolfleet.controller import logins, metrics
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.metrics import FleetNumbers
 from poolfleet.controller.observe import elders_of, namespace_labels, pods_of, states_of
 from poolfleet.controller.store import Body, Store
 from poolfleet.kube.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from poolfleet.kube.kinds import ALL, CHILDREN, DEPLOYMENT, POD, POOL, SECRET, SERVER
-from poolfleet.plan import pool, replicas, status
+from poolfleet.plan import certificates, pool, replicas, status, tokens
 from poolfleet.plan.fleet import Refusal
 from poolfleet.plan.model import Pod
 from poolfleet.plan.objects.meta import Manifest, annotation
@@ -69,18 +69,25 @@ async def reconcile(context: Context, key: Key) -> float | None:
         if (forgotten := memories.pop(key, None)) is not None:
             context.numbers_moved.pop(forgotten.uid, None)
         context.cuts.forget(key.namespace, key.name)
+        context.tokens.forget(key.namespace, key.name)
         metrics.drop_fleet(key.namespace, key.name)
         return None
     uid = body["metadata"]["uid"]
     memory = memories.get(key)
     if memory is None or memory.uid != uid:
         memory = memories[key] = _Memory(uid)
-    view = replace(await observe(context, body), ready_since=memory.ready_since)
+    view = await observe(context, body)
+    turn = await logins.turn(context, view)
+    if turn.acted:
+        view = await observe(context, body)
+        turn = logins.look(context, view)
+    view = replace(view, ready_since=memory.ready_since)
     plan = pool.plan(view)
     strangers = await _look_for(context, view, plan)
     if strangers:
         view = pool.with_children(view, strangers)
         plan = pool.plan(view)
+    plan = replace(plan, logins=turn.lines)
     refusals = await _apply(context, view, plan, memory)
     conclusion = status.conclude(view, plan, refusals)
     memory.ready_since = conclusion.ready_since
@@ -90,7 +97,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     context.numbers_moved[uid] = conclusion.numbers_moved
     # Its wishes may be others now; the server reconciler writes nothing if they are not.
     context.queue.add(Key(SERVER.plural, *server_name(body)))
-    return conclusion.again
+    return min((seconds for seconds in (conclusion.again, turn.again) if seconds is not None), default=None)
 
 
 async def observe(context: Context, body: Body) -> PoolView:
@@ -123,15 +130,17 @@ async def observe(context: Context, body: Body) -> PoolView:
         decision=context.decided(uid),
         cuts=context.cuts.of(namespace, name),
         fresh_password=secrets.token_hex(24),
+        rotations=context.rotations.lines(f"{namespace}/{name}"),
     )
     found = {secret: await context.secrets.get(*secret) for secret in sorted(view.secret_names())}
     following = {secret: await _next_of(context, view, *secret) for secret in sorted(view.secret_names())}
-    return replace(
+    view = replace(
         view,
         secrets={secret: None if b is None else decode(b) for secret, b in found.items()},
         secret_bodies=found,
         next_secrets={secret[1]: body for secret, body in following.items() if body is not None},
     )
+    return replace(view, tokens=await context.tokens.want(namespace, name, tokens.requests(view)))
 
 
 async def _next_of(context: Context, view: PoolView, namespace: str, name: str) -> Body | None:
@@ -226,6 +235,7 @@ def _measure(key: Key, view: PoolView) -> None:
         cpu=replicas.cores(pods),
     )
     metrics.set_fleet(key.namespace, key.name, numbers)
+    metrics.set_certificates(key.namespace, key.name, certificates.expiries(view.config_files))
 
 
 def _of_unreadable(error: Unavailable) -> bool:

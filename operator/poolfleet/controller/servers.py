@@ -8,8 +8,9 @@ from typing import Any
 
 from poolfleet.api import names
 from poolfleet.api.wire import Directive, sign
-from poolfleet.controller import metrics
+from poolfleet.controller import metrics, rotations
 from poolfleet.controller.context import Context, Key
+from poolfleet.controller.failpoints import reach
 from poolfleet.controller.metrics import PoolNumbers, ServerNumbers
 from poolfleet.controller.store import Body
 from poolfleet.controller.worlds import config_key, live, observe
@@ -34,9 +35,12 @@ async def reconcile(context: Context, key: Key) -> float | None:
         if last is not None:
             context.discoveries.forget(last["metadata"]["uid"])
             context.roles.forget(last["metadata"]["uid"])
+            context.rotations.forget(last["metadata"]["uid"])
         return None
     uid = body["metadata"]["uid"]
     view, wait = await observe(context, key, body)
+    turn = await rotations.turn(context, key, view)
+    view = turn.view
     view, after, limits = await _advance(context, body, view)
     try:
         await _write(context, body, view, after, limits)
@@ -45,10 +49,15 @@ async def reconcile(context: Context, key: Key) -> float | None:
     shown = {pod.uid for pod in view.world.pods}
     for uid in {entry.pod for entry in view.world.ledger.entries} - {entry.pod for entry in after.entries} - shown:
         context.agents.drop(uid)  # a ghost that is gone
+    if turn.load:
+        reach("rotation-tell-before")
     await _tell(context, key, view.world, after)
+    if turn.load:
+        reach("rotation-tell-after")
+    await rotations.finish(context, key, turn)
     await context.roles.settle(uid, limits)
     _measure(key, view, after)
-    waits = (wait, server.wake(view, after), context.roles.wake(uid))
+    waits = (wait, turn.again, server.wake(view, after), context.roles.wake(uid))
     return min((seconds for seconds in waits if seconds is not None), default=None)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from poolfleet.api import names
 from poolfleet.kube.kinds import POD, POOL, SECRET, SERVER
 from poolfleet.plan.identity import marks
+from poolfleet.plan.managed import read_about
 from poolfleet.plan.tenancy import server_name
 
 Body = dict[str, Any]
@@ -133,6 +134,10 @@ class Store:
                         todo.append(other)
         return [*found.values()]
 
+    def next_logins(self, server: str) -> Bodies:
+        """The Secrets with the next login of a role of the PgServer "<namespace>/<name>", of whatever namespace."""
+        return [*self._at(("next", server), SECRET.plural)]
+
     def referring(self, namespace: str, secret: str) -> Sequence[tuple[str, str]]:
         """(plural, name) of the PgPools and PgServers in `namespace` whose spec names the Secret `secret`."""
         return [(plural, name) for plural, (_, name) in sorted(self._index.get(("secret", namespace, secret), ()))]
@@ -240,6 +245,8 @@ def _index_keys(plural: str, body: Body) -> Iterator[tuple[str, ...]]:
     if plural == SERVER.plural:
         for mark in marks(body):
             yield "mark", *mark
+    if plural == SECRET.plural and names.NEXT in (metadata.get("annotations") or {}):
+        yield "next", str(read_about(body).get("server", ""))
     if plural in (POOL.plural, SERVER.plural):
         for secret in secret_names({k: v for k, v in (body.get("spec") or {}).items() if k != "template"}):
             yield "secret", namespace, secret

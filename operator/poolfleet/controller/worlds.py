@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -16,11 +17,13 @@ from poolfleet.controller.observe import pods_of, pools_of, wishes_of
 from poolfleet.controller.store import Body
 from poolfleet.kube.kinds import POD, SECRET
 from poolfleet.plan import budget as budgets
+from poolfleet.plan import certificates, identity, role_limits, server
 from poolfleet.plan import discovery as discoveries
-from poolfleet.plan import identity, role_limits, server
+from poolfleet.plan.certificates import Certificate
 from poolfleet.plan.conditions import too_many
 from poolfleet.plan.discovery import Discovery
 from poolfleet.plan.model import Pod, Sessions
+from poolfleet.plan.objects.secret import decode
 from poolfleet.plan.seen import ghost_grace, with_caps
 from poolfleet.plan.server import Problem, ServerView
 from poolfleet.plan.sizing import PoolWish
@@ -130,8 +133,31 @@ async def _login(context: Context, namespace: str, spec: PgServerSpec) -> Login 
         if ca is None:
             words = f'Secret "{ca_reference.name}" (tls.caSecretRef) does not exist or has no key "{ca_reference.key}".'
             return Problem(Reason.SECRET_NOT_FOUND if ca_secret is None else Reason.SECRET_KEY_NOT_FOUND, words)
+    shown = await _certificate(context, namespace, spec)
+    if isinstance(shown, Problem):
+        return shown
     # A single label means the same as for the pods: a Service of the PgServer's own namespace.
-    return Login(full_host(spec.host, namespace), spec.port, username or "", password or "", spec.tls.mode, ca)
+    host = full_host(spec.host, namespace)
+    login = Login(host, spec.port, username or "", password or "", spec.tls.mode, ca)
+    return login if shown is None else replace(login, certificate=shown.chain, key=shown.key)
+
+
+async def _certificate(context: Context, namespace: str, spec: PgServerSpec) -> Certificate | Problem | None:
+    """The certificate that the server is shown, or what keeps it from being one; None if there shall be none."""
+    reference = spec.tls.client_cert_secret_ref
+    if reference is None:
+        return None
+    secret = await context.secrets.get(namespace, reference.name)
+    data, place = decode(secret), f'Secret "{reference.name}" (tls.clientCertSecretRef)'
+    if secret is None:
+        return Problem(Reason.SECRET_NOT_FOUND, f"{place} does not exist. Create it.")
+    for key in (reference.cert_key, reference.private_key_key):
+        if key not in data:
+            has = ", ".join(sorted(data)) or "none"
+            return Problem(Reason.SECRET_KEY_NOT_FOUND, f'{place} has no key "{key}"; its keys: {has}.')
+    found = Certificate(data[reference.cert_key], data[reference.private_key_key])
+    wrong = certificates.check_pair(found, reference.name, reference, certificates.TO_SERVER, context.clock())
+    return found if wrong is None else Problem(wrong.reason, wrong.message)
 
 
 def secret_value(secret: Mapping[str, Any] | None, key: str) -> str | None:

@@ -84,6 +84,10 @@ class Connection:
         except (OSError, EOFError, struct.error, ValueError) as error:
             raise AdminError(one_line(f"{type(error).__name__}: {error}")) from error
 
+    def send(self, sql: str) -> None:
+        """Send one command and do not wait for its answer; nothing but `close` may follow."""
+        self._send(b"Q", sql.encode() + b"\0")
+
     @property
     def ended(self) -> bool:
         """The other side has closed the connection."""

@@ -77,6 +77,8 @@ class Settings:
     max_client_conn: int  # of one pod
     tls_mode: str = "prefer"  # towards the server
     server_ca: bool = False  # x-config holds server-ca.crt
+    server_certificate: bool = False  # x-config holds what PgBouncer shows to the server, and its key
+    client_tls_mode: str | None = None  # towards clients; None: no TLS. Otherwise x-config holds certificate and key
     parameters: Mapping[str, int | str] = field(default_factory=dict)  # spec.pgbouncer.parameters
     run_dir: str = names.RUN_DIR
     port: int = names.PGBOUNCER_PORT
@@ -126,7 +128,7 @@ def _database(d: DatabaseLine) -> str:
 
 
 def _settings(s: Settings) -> Iterator[tuple[str, str]]:
-    if s.tls_mode not in TLS_MODES:
+    if s.tls_mode not in TLS_MODES or s.client_tls_mode not in (None, *TLS_MODES):
         raise ValueError(f"TLS mode must be one of {', '.join(TLS_MODES)}")
     if s.max_client_conn < 1:
         raise ValueError("max_client_conn must be at least 1")
@@ -147,6 +149,15 @@ def _settings(s: Settings) -> Iterator[tuple[str, str]]:
         yield "server_tls_ca_file", f"{s.run_dir}/{names.SERVER_CA_FILE}"
     elif s.tls_mode in ("verify-ca", "verify-full"):
         yield "server_tls_ca_file", CA_BUNDLE
+    if s.tls_mode != "disable" and s.server_certificate:
+        yield "server_tls_cert_file", f"{s.run_dir}/{names.SERVER_CERT_FILE}"
+        yield "server_tls_key_file", f"{s.run_dir}/{names.SERVER_KEY_FILE}"
+    if s.client_tls_mode is not None:
+        yield "client_tls_sslmode", s.client_tls_mode
+        yield "client_tls_cert_file", f"{s.run_dir}/{names.CLIENT_CERT_FILE}"
+        yield "client_tls_key_file", f"{s.run_dir}/{names.CLIENT_KEY_FILE}"
+        if s.client_tls_mode in ("verify-ca", "verify-full"):
+            yield "client_tls_ca_file", f"{s.run_dir}/{names.CLIENT_CA_FILE}"
     merged = {**DEFAULTS, **allowed.normalize(s.parameters)}
     # CVE-2026-107349 (facts/pgbouncer.md 8): a non-empty list without `options` was exploitable before 1.26.1.
     ignored = merged["ignore_startup_parameters"].split(",")

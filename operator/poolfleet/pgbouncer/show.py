@@ -189,6 +189,13 @@ def clients(rows: Rows) -> list[Client]:
     ]
 
 
+def users(rows: Rows) -> dict[str, int]:
+    """SHOW USERS: client user -> its connected clients, where there are some; the admin console's count for nobody.
+    Empty where PgBouncer does not count them (before 1.24)."""
+    counts = {_text(row, "name"): int(row.get("current_client_connections") or 0) for row in dicts(rows)}
+    return {name: count for name, count in counts.items() if count}
+
+
 def waiting_cancels(rows: Rows) -> dict[int, int]:
     """SHOW PEER_POOLS: peer_id -> cancel requests that wait for a connection to it, where some do."""
     waiting = {_count(row, "peer_id"): _count(row, "cl_waiting_cancel_req") for row in dicts(rows)}

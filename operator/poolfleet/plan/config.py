@@ -61,18 +61,18 @@ def files(view: PoolView, given: Credentials, users: Mapping[str, str], key: str
         # Not the replicas of the moment: every step of autoscaling would be a RELOAD of all pods.
         max_client_conn=client_connections(spec.max_client_connections, view.least_replicas),
         tls_mode=server.tls.mode,
-        server_ca=given.server_ca is not None,
+        server_ca=names.SERVER_CA_FILE in given.tls,
+        server_certificate=names.SERVER_CERT_FILE in given.tls,
+        client_tls_mode=spec.tls.mode if spec.tls is not None else None,
         parameters=spec.pgbouncer.parameters,
     )
-    result = {
+    return {
+        **given.tls,
         names.INI_FILE: render_ini(lines, settings).encode(),
         names.USERLIST_FILE: render_userlist(users).encode(),
         names.KEY_FILE: key.encode(),
         names.LIMITS_FILE: json.dumps({"maxGrant": max_grant}).encode(),
     }
-    if given.server_ca is not None:
-        result[names.SERVER_CA_FILE] = given.server_ca
-    return result
 
 
 def live_hash(data: Mapping[str, bytes]) -> str:
@@ -91,6 +91,16 @@ def served_roles(data: Mapping[str, bytes]) -> dict[str, frozenset[str]]:
         return {}
     clients = frozenset(user for user, password in listed if password != tombstone(key, user))
     return {database: clients if user is None else frozenset({user}) for database, user in logins.items()}
+
+
+def other_roles(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
+    """Whether a database of both versions of x-config's data is served as another role. PgBouncer 1.26 must not load
+    that under its sessions: each would get a FATAL (facts/pgbouncer.md 4)."""
+    try:
+        roles = [fill.users(data.get(names.INI_FILE, b"").decode()) for data in (before, after)]
+    except ValueError:  # there was none, or it was spoilt by hand
+        return False
+    return any(database in roles[1] and roles[1][database] != role for database, role in roles[0].items())
 
 
 def served_databases(data: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -14,12 +14,24 @@ from poolfleet.api.conditions import (
     STALLED,
     Reason,
 )
+from poolfleet.plan import certificates
 from poolfleet.plan.conditions import refused_login
 from poolfleet.plan.model import Condition, Pod
 from poolfleet.plan.pool import Plan
 from poolfleet.plan.poolview import PoolView
 from poolfleet.plan.secrets import Problem
 from poolfleet.plan.tenancy import line_of
+
+_OF_SECRETS: Final = frozenset(
+    {
+        Reason.SECRET_NOT_FOUND,
+        Reason.SECRET_KEY_NOT_FOUND,
+        Reason.INVALID_CREDENTIALS,
+        Reason.TOKEN_UNAVAILABLE,
+        Reason.INVALID_CERTIFICATE,
+        Reason.CERTIFICATE_EXPIRED,
+    }
+)
 
 PROPAGATION_SECONDS: Final = 2.0
 """How long a pod may be ready before clients of the Service get to it: EndpointSlice, then kube-proxy, which looks once
@@ -197,7 +209,7 @@ def credentials_current(fleet: Fleet) -> Condition:
         reason = why.reason if why is not None else Reason.PROGRESSING
         return Condition(CREDENTIALS_CURRENT, "False", reason, "There is no configuration yet.")
     for finding in fleet.plan.findings:
-        if finding.reason in (Reason.SECRET_NOT_FOUND, Reason.SECRET_KEY_NOT_FOUND, Reason.INVALID_CREDENTIALS):
+        if finding.reason in _OF_SECRETS:
             return Condition(CREDENTIALS_CURRENT, "False", finding.reason, finding.message)
     running = [pod for pod in fleet.pods if pod.state is not None and pod.state.config]
     loaded = sum(pod.state is not None and pod.state.config == fleet.plan.config for pod in running)
@@ -206,14 +218,43 @@ def credentials_current(fleet: Fleet) -> Condition:
         if pod.state.config != fleet.plan.config and pod.state.config_error:
             message = f"Pod {pod.name} keeps the last good configuration: {pod.state.config_error}"
             return Condition(CREDENTIALS_CURRENT, "False", Reason.CONFIG_REFUSED, message)
+    lines = (*fleet.view.rotations, *fleet.plan.logins)
+    wrong = next((line for line in lines if line.reason), None)
     if loaded < len(running):
-        message = f"{loaded} of {len(running)} pods have loaded the newest configuration."
-        return Condition(CREDENTIALS_CURRENT, "False", Reason.LOADING, message)
+        if fleet.plan.staged and wrong is None:
+            message = (
+                f"The next password of {_secrets(fleet.plan.staged)} is being rolled out; what is loaded is valid."
+            )
+            return Condition(CREDENTIALS_CURRENT, "True", Reason.ROTATING, message)
+        if not fleet.plan.staged:
+            message = f"{loaded} of {len(running)} pods have loaded the newest configuration."
+            return Condition(CREDENTIALS_CURRENT, "False", Reason.LOADING, message)
+    if wrong is not None:
+        return Condition(CREDENTIALS_CURRENT, "False", wrong.reason, wrong.message)
     silent = [pod.name for pod in fleet.pods if pod.ready and pod.state is None]
     if silent or not running:
         message = f"The agents cannot be read: {', '.join(sorted(silent))}." if silent else "No pod runs."
         return Condition(CREDENTIALS_CURRENT, "Unknown", Reason.UNKNOWN, message)
+    if (expired := _expired(fleet.view)) is not None:
+        return Condition(CREDENTIALS_CURRENT, "False", expired.reason, expired.message)
     return Condition(CREDENTIALS_CURRENT, "True", Reason.LOADED)
+
+
+def _expired(view: PoolView) -> Problem | None:
+    """The first certificate in force that is not valid any more. The fleet goes on with it: whoever checks it refuses,
+    and nobody else would be served better by another configuration."""
+    if view.spec is None or view.server_spec is None:
+        return None
+    references = certificates.references(view.spec.tls, view.server_spec.tls)
+    for file, words in certificates.lapsed(view.config_files, view.now).items():
+        if file in references:
+            where = f'Key "{references[file][1]}" of Secret "{references[file][0]}"'
+            return Problem(Reason.CERTIFICATE_EXPIRED, f"{where} {words}. It stays in force: renew it.")
+    return None
+
+
+def _secrets(found: Sequence[str]) -> str:
+    return ("Secret " if len(found) == 1 else "Secrets ") + ", ".join(f'"{name}"' for name in found)
 
 
 def autoscaling_limited(view: PoolView) -> Condition:

@@ -16,8 +16,8 @@ and the rules are few (design section 3; each one closes a run in which a model 
 * Sessions of the pools' roles that no agent accounts for are not free.
 * One connection per database of each pool stays in its reserve, so that a surge pod can always start.
 
-The directive carries two things that are not connections, and the ledger leases one of them: the pod's `peer`, by which
-a query cancel that another pod got finds its way (PgBouncer's peer_id). It stays the pod's as long as it has entries.
+The directive carries other things besides, and the ledger leases one of them: the pod's `peer`, by which a query cancel
+that another pod got finds its way (PgBouncer's peer_id). It stays the pod's as long as it has entries.
 
 Who shall reach what is decided in plan/shares.py. Here `advance` takes the world as observed and returns the next
 ledger; `orders` says what to tell whom once it is written. Whoever calls them writes the ledger by compare-and-set and
@@ -81,18 +81,19 @@ def orders(world: World, ledger: Ledger) -> list[tuple[Pod, Directive]]:
     fair = divide_budget(world, ledger).fair
     due = []
     for pod, revision in behind:
-        wish = world.wish_of(pod.pool)
         grant = {entry.database: entry.grant for entry in ledger.of_pod(pod.uid) if entry.grant}
         directive = Directive(
             server=world.server,
             pod=pod.uid,
             rev=revision,
-            config=wish.config if wish else "",
+            config=world.config_of(pod),
             grant=grant,
             share={name: fair.get((pod.uid, name), count) for name, count in grant.items()},
             peer=max(entry.peer for entry in ledger.of_pod(pod.uid)),
             peers=peers(world, ledger, pod.pool),
             move=move(world, pod),
+            hold=world.hold_of(pod, grant),
+            stage=world.stage_of(pod),
         )
         due.append((pod, directive))
     return due
@@ -371,23 +372,25 @@ class _Step:
             if pod is None or pod.ended or pod.server != self.world.server or uid in self.told:
                 continue
             entries = [entry for entry in self.entries.values() if entry.pod == uid]
-            wish = self.world.wish_of(pod.pool)
-            config = wish.config if wish else ""
+            config, stage = self.world.config_of(pod), self.world.stage_of(pod)
             revision = max(entry.revision for entry in entries)
             age = self.world.now - max(entry.since for entry in entries)
             if not pod.directive or pod.directive.get("rev") != revision:
                 continue  # not told yet
             other_peers = pod.directive.get("peers", {}) != of_pool[pod.pool]
             other_clients = pod.directive.get("move") != _shown(move(self.world, pod))
+            hold = self.world.hold_of(pod, (entry.database for entry in entries if entry.grant))
             if (
                 (config and pod.directive.get("config") != config)
+                or (tuple(pod.directive.get("hold", ())), pod.directive.get("stage", "")) != (hold, stage)
                 or (age >= PEERS_SECONDS and other_peers)
                 or (age >= CLIENTS_SECONDS and other_clients)
             ):
                 self.told.add(uid)
             elif pod.state is not None and age >= NUDGE_SECONDS:
                 unloaded = pod.state.config != config and not pod.state.config_error
-                if (config and unloaded) or (pod.state.rev < revision and age >= 2 * UNVERIFIED_SECONDS):
+                unstaged = stage and pod.state.mounted and pod.state.mounted != stage
+                if (config and unloaded) or unstaged or (pod.state.rev < revision and age >= 2 * UNVERIFIED_SECONDS):
                     self.told.add(uid)
 
     def result(self) -> Ledger:

@@ -1,5 +1,6 @@
 """What a PgPool's children shall be, and which of them must be written for it. Pure; controller/pools.py does it."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from poolfleet.plan.objects.meta import Manifest, annotation, stamp
 from poolfleet.plan.objects.overlay import overlay
 from poolfleet.plan.poolview import Body, PoolView
 from poolfleet.plan.rollout import Rolled, Surge
-from poolfleet.plan.secrets import USERS, Credentials, Problem, credentials, userlist, users_annotation
+from poolfleet.plan.secrets import USERS, Credentials, Problem, credentials, shown_ca, userlist, users_annotation
 from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.times import seconds
 
@@ -82,6 +83,7 @@ def plan(view: PoolView) -> Plan:
         config=config.live_hash(builder.files) or live_config,
         rolled=builder.rolled,
         overridden=builder.overridden,
+        staged=given.staged if given is not None and builder.files else (),
         surge=builder.surge,
         costs=replicas.costs(view.pods) if any(_gives_up_pods(view, obj) for obj in apply) else (),
     )
@@ -133,8 +135,16 @@ def wishes(body: Body, live_config: Body | None) -> PoolWish | None:
         least=replicas.whole(share.get("min"), 0),
         most=None if most is None else int(most),
         roles=config.served_roles(data),
+        turn=_turn(live_config),
+        staged=bool(annotation(live_config, names.STAGED)),
         move=_move(spec.get("clientRebalance")),
     )
+
+
+def _turn(config_secret: Body | None) -> int:
+    """How often the roles that x-config logs in as have changed."""
+    text = annotation(config_secret, names.TURN) or "0"
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
 
 
 def _move(raw: object) -> tuple[int, int] | None:
@@ -173,6 +183,7 @@ class _Builder:
         self.files: Mapping[str, bytes] = {}
         self.key = config.pool_key(view)
         self.surge = rollout.surge(view.child("Deployment"), view.pods, view.now)
+        self.turn = _turn(view.remembered_config)
 
     def children(self) -> Iterator[Manifest]:
         """All of them, the pods last: what they mount and need comes first."""
@@ -207,7 +218,14 @@ class _Builder:
         salt = bytes.fromhex(self.key)
         users = userlist(view, given.users, self.key)
         self.files = config.files(view, given, users, self.key, max_grant)
-        yield stamp(secret.config_secret(self.owner, self.files, {USERS: users_annotation(users)}), salt)
+        annotations = {USERS: users_annotation(users)}
+        if given.staged:
+            annotations[names.STAGED] = ",".join(given.staged)
+        if config.other_roles(view.config_files, self.files):
+            self.turn += 1
+        if self.turn:
+            annotations[names.TURN] = str(self.turn)
+        yield stamp(secret.config_secret(self.owner, self.files, annotations), salt)
         for number, login in enumerate(given.users):
             binding = secret.binding_secret(
                 self.owner,
@@ -217,6 +235,8 @@ class _Builder:
                 database=self.spec.databases[0].name,
                 username=login.username,
                 password=login.password,
+                tls_required=self.spec.tls is not None and self.spec.tls.mode not in ("allow", "prefer"),
+                ca=shown_ca(view),
             )
             yield stamp(binding, salt)
 
@@ -239,6 +259,8 @@ class _Builder:
             "server": view.server_uid,
             "drainToken": token,
         }
+        if self.turn:  # PgBouncer must not change `user=` under its sessions (facts/pgbouncer.md 4)
+            inputs["turn"] = self.turn
         live = view.child("Deployment") or {}
         live_template = (live.get("spec") or {}).get("template") or {}
         self.rolled = rollout.decide(
@@ -248,6 +270,7 @@ class _Builder:
             restarted_at=annotation(live_template, rollout.RESTARTED_AT) or "",
             pgbouncer_image=spec.pgbouncer.image,
             immediately=spec.agent_update == "Immediately",
+            least_revision=rollout.FILES_AND_HOLDS if self._wants_files_or_holds() else 0,
         )
         base = pod.pod_template(
             self.owner,
@@ -257,11 +280,18 @@ class _Builder:
             drain_seconds=spec.drain.timeout_seconds,
             drain_token=token,
             restart_parameters=rollout.inputs_hash(restart) if restart else "",
+            turn=self.turn,
         )
         template, self.overridden = overlay(base, spec.template)
         return workload.deployment(
             self.owner, replicas=view.replicas, template=template, rolled=self.rolled, surge=self.surge.more
         )
+
+    def _wants_files_or_holds(self) -> bool:
+        """Whether the specs ask for what agents of older template revisions cannot do."""
+        certificate = self.view.server_spec is not None and self.view.server_spec.tls.client_cert_secret_ref is not None
+        rotation = any(database.rotation is not None for database in self.spec.databases)
+        return certificate or rotation or self.spec.tls is not None
 
 
 def with_children(view: PoolView, found: Mapping[tuple[str, str], Body]) -> PoolView:

@@ -163,14 +163,18 @@ class PoolView:
         return frozenset(found)
 
     def secret_names(self) -> frozenset[SecretName]:
-        """The Secrets that the two specs name and a configuration needs; the CA is in the PgServer's namespace."""
+        """The Secrets that the two specs name and a configuration needs; the server's CA and the certificate that it is
+        shown are in the PgServer's namespace."""
         found: set[SecretName] = set()
         if self.spec is not None:
             own = [user.secret_ref for user in self.spec.users]
             own += [d.credentials_secret_ref for d in self.spec.databases if d.credentials_secret_ref is not None]
             found |= {(self.owner.namespace, reference.name) for reference in own}
-        if self.server_spec is not None and self.server_spec.tls.ca_secret_ref is not None:
-            found.add((tenancy.server_name(self.body)[0], self.server_spec.tls.ca_secret_ref.name))
+            if (tls := self.spec.tls) is not None:
+                found |= {(self.owner.namespace, each.name) for each in (tls.secret_ref, tls.ca_secret_ref) if each}
+        if self.server_spec is not None:
+            namespace, server = tenancy.server_name(self.body)[0], self.server_spec.tls
+            found |= {(namespace, each.name) for each in (server.ca_secret_ref, server.client_cert_secret_ref) if each}
         return frozenset(found)
 
     def child(self, kind: str, name: str | None = None) -> Body | None:

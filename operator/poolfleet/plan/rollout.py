@@ -15,11 +15,15 @@ from poolfleet.plan.model import Pod, Settings
 SURGE_PATIENCE: Final = 30.0
 """Seconds that a pod which a rollout adds may wait for its first grant, until the rollout goes on without such pods."""
 
-TEMPLATE_REVISION: Final = 2
-"""Revision of the pod template that objects/pod.py builds. Raised when the template itself changes."""
+TEMPLATE_REVISION: Final = 3
+"""Revision of the pod template that objects/pod.py builds, and of what its agent can do. Raised when the template
+changes, or when a pool may want what older agents cannot."""
 
-SUPPORTED_REVISIONS: Final = (1, 2)
+SUPPORTED_REVISIONS: Final = (1, 2, 3)
 """Revisions that objects/pod.py can still build; a fleet of another one is rolled by an operator upgrade."""
+
+FILES_AND_HOLDS: Final = 3
+"""The first revision whose agents hand certificates to PgBouncer, and hold databases. The template is that of 2."""
 
 RESTARTED_AT: Final = "kubectl.kubernetes.io/restartedAt"
 """What `kubectl rollout restart` writes into the live pod template. It is never applied, so never undone."""
@@ -86,12 +90,14 @@ def decide(
     restarted_at: str,
     pgbouncer_image: str | None,
     immediately: bool,
+    least_revision: int = 0,
 ) -> Rolled:
     """What the pod template is to be made of now.
 
     `previous` is the live Deployment's record (None: no Deployment, or its record is lost), `inputs` the hash of the
     spec's share, in which `spec.pgbouncer.image` counts; `restarted_at` the live template's annotation RESTARTED_AT,
-    "" if absent; `pgbouncer_image` is spec.pgbouncer.image; `immediately` is agentUpdate Immediately.
+    "" if absent; `pgbouncer_image` is spec.pgbouncer.image; `immediately` is agentUpdate Immediately; agents of a
+    revision below `least_revision` cannot do what the specs ask for.
     """
     current = Rolled(
         inputs=inputs,
@@ -103,6 +109,8 @@ def decide(
         restarted_at=restarted_at,
     )
     if previous is None or immediately or previous.inputs != inputs or previous.revision not in SUPPORTED_REVISIONS:
+        return current
+    if previous.revision < least_revision:
         return current
     if restarted_at != previous.restarted_at:
         # An annotation that went away (kubectl rollout undo) is noted, but is no wish for new images.

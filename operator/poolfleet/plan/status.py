@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from poolfleet.api import names
 from poolfleet.api.conditions import READY, Reason
-from poolfleet.plan import conditions, replicas, rollout
+from poolfleet.plan import certificates, conditions, logins, replicas, rollout
 from poolfleet.plan.fleet import Fleet, Refusal
 from poolfleet.plan.fleet import conditions as fleet_conditions
 from poolfleet.plan.model import Event, RotationLine
@@ -55,8 +55,9 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
     fleet = Fleet(view, plan, refusals)
     old = view.status.get("conditions") or ()
     new = conditions.merge(old, fleet_conditions(fleet), view.generation, view.now)
-    live = live_numbers(view)
-    shown = _shown(view.status)
+    lines = sorted((*view.rotations, *plan.logins), key=lambda line: line.secret)
+    live = live_numbers(view) | _retiring_now(lines)
+    shown = _shown(view.status) | _retiring_shown(view.status, lines)
     moved, again = view.numbers_moved, None
     if _worth_showing(shown, live):
         wait = view.numbers_moved + NUMBERS_SECONDS - view.now
@@ -68,6 +69,8 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
         again = min(again or fleet.unannounced, fleet.unannounced)
     if plan.surge.again is not None:
         again = min(again or plan.surge.again, plan.surge.again)
+    if (left := certificates.next_change(view.config_files, view.now)) is not None:
+        again = min(again or left, left)
     if any(not refusal.invalid for refusal in refusals):
         again = min(again or FORBIDDEN_RETRY_SECONDS, FORBIDDEN_RETRY_SECONDS)
     status: JsonObject = {
@@ -92,17 +95,17 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
             "image": plan.rolled.agent_image,
             "outdated": rollout.outdated(plan.rolled, view.settings),
         }
-    if lines := (*view.rotations, *plan.logins):
-        status["rotations"] = [_rotation(line) for line in sorted(lines, key=lambda line: line.secret)]
+    if lines:
+        status["rotations"] = [_rotation(line, shown.get(_number(line))) for line in lines]
     scaled = _scaled(view)
     if autoscaling := _autoscaling(view, scaled is not None):
         status["autoscaling"] = autoscaling
-    events = (*([scaled] if scaled is not None else []), *_news(old, new), *_cuts(view))
+    events = (*([scaled] if scaled is not None else []), *_news(old, new), *_turned(view, lines), *_cuts(view))
     return Conclusion(status, events, again, moved, fleet.ready_since)
 
 
-def _rotation(line: RotationLine) -> JsonObject:
-    """One item of status.rotations."""
+def _rotation(line: RotationLine, clients: int | None) -> JsonObject:
+    """One item of status.rotations. `clients`: of the login that retires; None: not known."""
     shown: JsonObject = {"secret": line.secret, "login": line.login, "phase": line.phase, "message": line.message}
     if line.last is not None:
         shown["lastRotationTime"] = timestamp(line.last)
@@ -110,9 +113,50 @@ def _rotation(line: RotationLine) -> JsonObject:
         shown["nextRotationTime"] = timestamp(line.next)
     if line.retiring:
         shown["retiring"] = {"username": line.retiring, "until": timestamp(line.until or 0.0)}
-        if line.clients is not None:
-            shown["retiring"]["clients"] = line.clients
+        if clients is not None:
+            shown["retiring"]["clients"] = clients
     return shown
+
+
+def _number(line: RotationLine) -> str:
+    """The name of the live number of clients of a login that retires."""
+    return f"retiring {line.secret} {line.retiring}"
+
+
+def _retiring_now(lines: Sequence[RotationLine]) -> dict[str, int]:
+    return {_number(line): line.clients for line in lines if line.retiring and line.clients is not None}
+
+
+def _retiring_shown(status: Mapping[str, Any], lines: Sequence[RotationLine]) -> dict[str, int]:
+    """What the status says of the same logins; of one that it does not know yet, what is."""
+    told = {}
+    for item in status.get("rotations") or ():
+        retiring = item.get("retiring") or {}
+        if "clients" in retiring:
+            told[f"retiring {item['secret']} {retiring['username']}"] = int(retiring["clients"])
+    return {name: told.get(name, clients) for name, clients in _retiring_now(lines).items()}
+
+
+def _turned(view: PoolView, lines: Sequence[RotationLine]) -> Iterator[Event]:
+    """What has happened to rotating logins since the status was written."""
+    before = {item["secret"]: item for item in view.status.get("rotations") or ()}
+    for line in lines:
+        item = before.get(line.secret)
+        if item is None:
+            continue  # seen for the first time: nobody knows what was news
+        if line.last is not None and item.get("lastRotationTime") != timestamp(line.last):
+            words = f'Secret "{line.secret}" holds a new login, "{line.login}".'
+            if line.login == item.get("login"):
+                words = f'Secret "{line.secret}" holds a new password of "{line.login}".'
+            if line.retiring:
+                words += f' "{line.retiring}" is refused from {timestamp(line.until or 0.0)[:19]}Z on.'
+            yield Event("Normal", Reason.ROTATED, words, action="Rotate", each=True)
+        former = (item.get("retiring") or {}).get("username")
+        if former and former != line.retiring:
+            clients = logins.clients_of(view.pods, former)
+            still = "" if not clients else f" {clients} clients are still connected with it, until they leave."
+            words = f'"{former}", the former login of Secret "{line.secret}", is refused from now on.{still}'
+            yield Event("Normal", Reason.LOGIN_RETIRED, words, action="Rotate", each=True)
 
 
 def _scaled(view: PoolView) -> Event | None:

@@ -106,6 +106,26 @@ class World:
         """Whether this database's connections must not be raised: PostgreSQL would refuse them."""
         return not self.blocked.isdisjoint(wish.roles.get(database, ()))
 
+    def config_of(self, pod: Pod) -> str:
+        """The configuration that a pod shall load. What it was told last, while a newer one holds a password that is
+        not set yet, or other roles than the pod was made for: PgBouncer 1.26 must not change `user=` under its sessions
+        (facts/pgbouncer.md 4). "" for a new pod that has to wait for it."""
+        wish = self.wish_of(pod.pool)
+        told = str(pod.directive.get("config", ""))
+        if wish is None or wish.staged:
+            return "" if wish is None else told
+        return told if told and pod.turn != wish.turn else wish.config
+
+    def stage_of(self, pod: Pod) -> str:
+        """The configuration that a pod shall have at hand without loading it, "" for none."""
+        wish = self.wish_of(pod.pool)
+        return wish.config if wish is not None and wish.staged else ""
+
+    def hold_of(self, pod: Pod, grant: Iterable[str]) -> tuple[str, ...]:
+        """The databases of `grant` whose queries shall wait on this pod."""
+        wish = self.wish_of(pod.pool)
+        return () if wish is None else tuple(sorted(wish.hold.intersection(grant)))
+
     def rests_until(self, rest: Rest) -> float:
         """When a rest is over: one that another leader wrote runs anew from when this one began."""
         return max(rest.until, self.leader_since + LINGER_SECONDS)

@@ -8,7 +8,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,6 +21,9 @@ APPLICATION_NAME: Final = "poolfleet-operator"
 IMAGE_BUNDLE: Final = "/etc/ssl/certs/ca-certificates.crt"
 CONNECT_SECONDS: Final = 5
 STATEMENT_SECONDS: Final = 5  # statement_timeout
+REQUIRE_AUTH: Final = "!password,!md5"
+"""What a server must not ask for: the admin's password in clear, or a hash that is as good as the password. A server
+that asks for none, as with trust and cert, is welcome."""
 OLDEST: Final = 300.0  # seconds; after a failover the host's name may mean another server
 
 T = TypeVar("T")
@@ -42,9 +45,11 @@ class Login:
     host: str
     port: int
     username: str
-    password: str
+    password: str = field(repr=False)
     sslmode: str
     ca: str | None  # PEM
+    certificate: bytes | None = None  # PEM: what the operator shows to the server, and those between it and its CA
+    key: bytes | None = field(default=None, repr=False)  # PEM, of the certificate
 
     def __repr__(self) -> str:
         return f"Login({self.username}@{self.host}:{self.port})"
@@ -98,31 +103,41 @@ class Admin:
             await connection.close()
 
     async def _open(self) -> "psycopg.AsyncConnection[Any]":
-        import psycopg
-
-        login = self.login
-        options: dict[str, Any] = {
-            "host": login.host,
-            "port": login.port,
-            "user": login.username,
-            "password": login.password,
-            "dbname": "postgres",
-            "sslmode": login.sslmode,
-            "connect_timeout": CONNECT_SECONDS,
-            "tcp_user_timeout": 1000 * CONNECT_SECONDS,  # a server that vanished without a word
-            "application_name": APPLICATION_NAME,
-            "options": f"-c statement_timeout={1000 * STATEMENT_SECONDS}",
-        }
-        with tempfile.TemporaryDirectory(prefix="poolfleet-ca-") as folder:
-            if login.ca is not None:
-                path = Path(folder) / "ca.crt"
-                path.write_text(login.ca)
-                options["sslrootcert"] = str(path)
-            elif login.sslmode.startswith("verify"):
-                options["sslrootcert"] = IMAGE_BUNDLE
-            opened = await psycopg.AsyncConnection.connect(**options, autocommit=True, prepare_threshold=None)
+        opened = await connect(self.login)
         self._connection, self._opened = opened, self._clock()
         return opened
+
+
+async def connect(login: Login, dbname: str = "postgres") -> "psycopg.AsyncConnection[Any]":
+    """A new connection (autocommit) that the caller has to close. Raises psycopg.Error, OSError."""
+    import psycopg
+
+    options: dict[str, Any] = {
+        "host": login.host,
+        "port": login.port,
+        "user": login.username,
+        "password": login.password,
+        "dbname": dbname,
+        "sslmode": login.sslmode,
+        "require_auth": REQUIRE_AUTH,
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": 1000 * CONNECT_SECONDS,  # a server that vanished without a word
+        "application_name": APPLICATION_NAME,
+        "options": f"-c statement_timeout={1000 * STATEMENT_SECONDS}",
+    }
+    if login.ca is None and login.sslmode.startswith("verify"):
+        options["sslrootcert"] = IMAGE_BUNDLE
+    # libpq takes files only, and reads them while it connects.
+    authorities = None if login.ca is None else login.ca.encode()
+    files = {"sslrootcert": authorities, "sslcert": login.certificate, "sslkey": login.key}
+    with tempfile.TemporaryDirectory(prefix="poolfleet-tls-") as folder:
+        for option, content in files.items():
+            if content is not None:
+                path = Path(folder) / option
+                path.touch(mode=0o600)
+                path.write_bytes(content)
+                options[option] = str(path)
+        return await psycopg.AsyncConnection.connect(**options, autocommit=True, prepare_threshold=None)
 
 
 def _idle(connection: "psycopg.AsyncConnection[Any]") -> bool:
@@ -137,6 +152,10 @@ def explained(error: "psycopg.Error", host: str, port: int) -> ServerError:
     the password."""
     lines = dict.fromkeys(line.strip().removeprefix("connection failed: ") for line in str(error).splitlines())
     text = " ".join(line for line in lines if line)[:300] or type(error).__name__
+    weak = "authentication method requirement" in text and REQUIRE_AUTH in text
+    if weak:
+        text += " (the password is given by SCRAM only: set the role's password anew with password_encryption = "
+        text += "'scram-sha-256', and see pg_hba.conf)"
     # libpq gives no SQLSTATE for a connection that failed; a server that is full or starting is no refused login.
     refused = (error.sqlstate or "").startswith(("28", "3D", "42")) or refused_login(text)
-    return ServerError(f"{host}:{port}: {text}", refused=refused)
+    return ServerError(f"{host}:{port}: {text}", refused=refused or weak)

@@ -35,6 +35,20 @@ def labels(owner: Owner) -> dict[str, str]:
     }
 
 
+def owner_references(owner: Owner) -> list[Manifest]:
+    """metadata.ownerReferences of a child."""
+    return [
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.POOL_KIND,
+            "name": owner.name,
+            "uid": owner.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+    ]
+
+
 def selector(owner: Owner) -> dict[str, str]:
     """The labels that select the pool's pods. Immutable in a Deployment: never add one."""
     return {names.LABEL_COMPONENT: COMPONENT, names.LABEL_POOL: owner.name}
@@ -60,16 +74,7 @@ def manifest(
         "name": name,
         "namespace": owner.namespace,
         "labels": {**(extra_labels or {}), **labels(owner)},
-        "ownerReferences": [
-            {
-                "apiVersion": names.API_VERSION,
-                "kind": names.POOL_KIND,
-                "name": owner.name,
-                "uid": owner.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
+        "ownerReferences": owner_references(owner),
     }
     if annotations:
         metadata["annotations"] = dict(annotations)

@@ -51,12 +51,16 @@ def pod_template(
     drain_seconds: int,
     drain_token: str,
     restart_parameters: str,
+    turn: int = 0,
 ) -> Manifest:
     """The operator's pod template (metadata and spec), before the user's fields are laid over it.
 
-    `drain_token` is wire.drain_token(key); `restart_parameters` the hash of the restart-only settings, "" for none.
+    `drain_token` is wire.drain_token(key); `restart_parameters` the hash of the restart-only settings, "" for none;
+    `turn` counts the changes of the roles on the server.
     """
     annotations = {names.SERVER_UID: server_uid}
+    if turn:
+        annotations[names.TURN] = str(turn)
     if restart_parameters:
         annotations[RESTART_PARAMETERS] = restart_parameters
     security: Manifest = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}

@@ -20,10 +20,21 @@ def config_secret(owner: Owner, files: Mapping[str, bytes], annotations: Mapping
 
 
 def binding_secret(
-    owner: Owner, user: str | None, *, host: str, port: int, database: str, username: str, password: str
+    owner: Owner,
+    user: str | None,
+    *,
+    host: str,
+    port: int,
+    database: str,
+    username: str,
+    password: str,
+    tls_required: bool = False,
+    ca: bytes | None = None,
 ) -> Manifest:
     """Secret x-binding (`user` None: the pool's first user) or x-binding-<user>, as the Service Binding
-    specification wants it: type, provider, host, port, database, username, password, uri."""
+    specification wants it: type, provider, host, port, database, username, password, uri. With
+    `tls_required` also sslmode, and the uri says so; with `ca`, what the pool's certificate can be checked by, ca.crt:
+    then clients may ask for sslmode verify-full."""
     uri = f"postgresql://{percent(username)}:{percent(password)}@{host}:{port}/{percent(database)}"
     fields = {
         "type": "postgresql",
@@ -35,7 +46,11 @@ def binding_secret(
         "password": password,
         "uri": uri,
     }
+    if tls_required:
+        fields |= {"sslmode": "require", "uri": f"{uri}?sslmode=require"}
     data = {key: value.encode() for key, value in fields.items()}
+    if ca is not None:
+        data["ca.crt"] = ca
     return _secret(owner, binding_name(owner, user), BINDING_TYPE, data, {})
 
 
