@@ -12,7 +12,7 @@ import pytest
 
 from poolfleet.api import names, wire
 from poolfleet.pgbouncer.render import DatabaseLine
-from tests.integration.agent_pod import POD, SERVER, Load, Pod, pod
+from tests.integration.agent_pod import POD, SERVER, USER, Load, Pod, pod
 from tests.integration.pgbouncer_fixtures import Postgres, free_port, postgres, wait_until
 
 ROLE = "shop"
@@ -255,6 +255,7 @@ def test_at_rest_no_state_is_news(one: Pod) -> None:
     with one.client() as connection:
         connection.execute("SELECT 1")
         wait_until("the client is seen", lambda: one.state().databases["shop"].clients == 1)
+        wait_until("and its user", lambda: one.state().users == {USER: 1})
         wait_until("its window is over", lambda: one.state().databases["shop"].peak == 0, 15)
         before = one.state()
         assert one.state(after=before.seq, wait="5s").seq == before.seq

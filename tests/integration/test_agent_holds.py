@@ -1,20 +1,21 @@
 """Holds beside a real PgBouncer and a real PostgreSQL (agent/holds.py; design section 4)."""
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from poolfleet.agent.drain import Phase
 from poolfleet.api import wire
 from tests.integration.agent_pod import Drained, Load, Pod, pod
 from tests.integration.pgbouncer_fixtures import Postgres, postgres, wait_until
 
 ROLE = "shop"
-FAST = 0.2
+FAST = 0.5
 """Seconds in which a hold is there; 4 to 15 ms on a quiet machine."""
 
 
@@ -37,7 +38,9 @@ def one(pg: Postgres, tmp_path: Path) -> Iterator[Pod]:
 class Query:
     """One query of a client of its own, in a thread; `seconds` is how long it took, `error` why it failed."""
 
-    def __init__(self, pod: Pod, query: str = "SELECT 1", connected: "psycopg.Connection[object] | None" = None) -> None:
+    def __init__(
+        self, pod: Pod, query: str = "SELECT 1", connected: "psycopg.Connection[object] | None" = None
+    ) -> None:
         self.error, self.seconds = "", 0.0
         self._pod, self._query, self._connected = pod, query, connected
         self._thread = threading.Thread(target=self._run)
@@ -81,15 +84,16 @@ def paused(one: Pod, database: str = "shop") -> bool:
 
 def test_a_hold_waits_for_no_transaction_and_what_waits_goes_on(one: Pod) -> None:
     one.up(shop=5)
-    long = Query(one, "SELECT pg_sleep(3)")
-    wait_until("it runs", lambda: one.pg.sessions(ROLE) == 1)
+    long = Query(one, "SELECT pg_sleep(6)")
+    running = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(6)'"
+    wait_until("it runs", lambda: one.pg.query(running))
     assert hold(one, "shop") < FAST
     state = one.state()
     assert 8 < (state.databases["shop"].hold or 0) <= 10
-    sessions = one.pg.sessions(ROLE)
+    wait_until("PgBouncer has closed the others", lambda: one.pg.sessions(ROLE) == 1)
     waiting = [Query(one) for _ in range(8)]
     wait_until("they wait", lambda: one.state().databases["shop"].waiting == 8)
-    assert one.pg.sessions(ROLE) == sessions == 1
+    assert one.pg.sessions(ROLE) == 1
     long.end()
     assert not any(query.done for query in waiting)
     assert one.state().databases["shop"].demand <= 2  # who waits for a hold says nothing of how many are wanted
@@ -101,18 +105,19 @@ def test_a_hold_waits_for_no_transaction_and_what_waits_goes_on(one: Pod) -> Non
     assert one.state().config_error == ""
 
 
+def served(load: Load, least: int) -> bool:
+    return load.served > least
+
+
 def test_a_role_s_password_changes_under_load_without_an_error(one: Pod) -> None:
     one.up(shop=5)
-    stalls = []
     with Load(one, 20, "SELECT pg_sleep(0.01)") as load:
-        churn = Load(one, 0)
         for turn in range(5):
             before = wire.config_hash(one.files)
             one.configure(one.config([one.line(password=f"turn-{turn}")]))
             wait_until("it is mounted", lambda: one.state().mounted == wire.config_hash(one.files))
             assert one.state().config == before
-            begun = time.monotonic()
-            assert hold(one, "shop", config=before) < 1
+            assert hold(one, "shop", config=before) < FAST
             fresh = [Query(one) for _ in range(3)]
             one.pg.query(f"ALTER ROLE {ROLE} PASSWORD 'turn-{turn}'")
             state = one.told({"hold": ()}, shop=5)
@@ -120,11 +125,8 @@ def test_a_role_s_password_changes_under_load_without_an_error(one: Pod) -> None
             assert not held(state)
             for query in fresh:
                 query.end()
-            stalls.append(time.monotonic() - begun)
-            served = load.served
-            wait_until("the load goes on", lambda served=served: load.served > served + 50)
-    assert churn.errors == load.errors == []
-    print("stalls", [round(stall, 3) for stall in stalls])
+            wait_until("the load goes on", partial(served, load, load.served + 50))
+    assert load.errors == []
 
 
 def test_a_hold_ends_by_itself_and_does_not_begin_again_by_the_same_revision(one: Pod) -> None:
@@ -137,7 +139,7 @@ def test_a_hold_ends_by_itself_and_does_not_begin_again_by_the_same_revision(one
     assert (state.databases["shop"].hold or 0) < 7.5
     query.end(10)
     assert 9.5 < time.monotonic() - begun < 11
-    assert not held(one.state())
+    wait_until("the state says so", lambda: not held(one.state()))
     one.agent.kill()
     one.agent.start()
     wait_until("the agent is back", lambda: one.get("/state")[0] == 200 and one.loaded(one.rev, shop=4))
@@ -241,7 +243,7 @@ def test_in_session_mode_sessions_go_on_and_no_new_one_logs_in(one: Pod) -> None
         client.execute("SELECT 1")
         query = Query(one)
         wait_until("it waits", lambda: one.state().databases["shop"].waiting == 1)
-        assert one.pg.sessions(ROLE) == 1
+        wait_until("nobody else is logged in", lambda: one.pg.sessions(ROLE) == 1)
         one.told({"hold": ()}, shop=5)
         query.end(2)
         client.execute("SELECT 1")
@@ -261,14 +263,21 @@ def test_of_several_databases_only_the_named_one_is_held_and_one_that_is_not_ser
 def test_a_draining_pod_holds_and_resumes_before_it_stops(one: Pod) -> None:
     one.agent.env["POOLFLEET_DRAIN_SECONDS"] = "3"
     one.up(shop=5)
-    client = one.client()
-    client.execute("SELECT 1")
-    drained = Drained(one)
-    wait_until("it drains", lambda: one.state().draining)
-    assert hold(one, "shop") < FAST
-    query = Query(one, connected=client)
-    wait_until("it waits", lambda: one.state().databases["shop"].waiting == 1)
-    assert drained.wait(12)[0] == 200
-    assert not one.bouncer.process or not one.bouncer.process.running() or Phase.DRAINED
-    query._thread.join(3)
-    assert query.done
+    with one.client() as client:
+        client.execute("SELECT 1")
+        drained = Drained(one)
+        wait_until("it drains", lambda: one.state().draining)
+        assert hold(one, "shop") < FAST
+        query = Query(one, connected=client)
+        wait_until("it waits", lambda: one.state().databases["shop"].waiting == 1)
+        assert drained.wait(12)[1].startswith("the time is over: 1 clients")
+    log = one.bouncer.text()
+    assert 0 < log.index("RESUME 'shop' command issued") < log.index("SHUTDOWN WAIT_FOR_SERVERS command issued")
+    wait_until("the client is cut", lambda: query.done)
+
+
+def test_a_drained_pod_is_not_kept_by_a_hold(one: Pod) -> None:
+    one.up(shop=5)
+    hold(one, "shop")
+    assert Drained(one).wait(12) == (200, "no client is left\n")
+    one.bouncer.kill(signal.SIGTERM)  # it waits until every client has left, the admin console's too

@@ -32,6 +32,16 @@ RENDERS: dict[str, tuple[str, ...]] = {
     "no Secret watch": ("rbac.watchSecrets=false",),
     "no fast lane": ("fastLane=false",),
     "one replica": ("replicas=1",),
+    "tokens": (
+        "tokenCommands.vend.command={/opt/vend,--json}",
+        "tokenCommands.vend.timeoutSeconds=5",
+        "tokenCommands.vend.namespaces={shop}",
+        "awsIam.namespaces={*}",
+        "operator.extraVolumes[0].name=opt",
+        "operator.extraVolumes[0].emptyDir.medium=Memory",
+        "operator.extraVolumeMounts[0].name=opt",
+        "operator.extraVolumeMounts[0].mountPath=/opt",
+    ),
     "everything": (
         "commonLabels.team=data",
         "commonLabels.app\\.kubernetes\\.io/name=mine",

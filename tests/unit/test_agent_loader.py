@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poolfleet.agent.files import Config
-from poolfleet.agent.loader import Loader, Rejected
+from poolfleet.agent.loader import LIVE, Loader, Rejected
 from poolfleet.api import names
 from poolfleet.pgbouncer.admin import AdminError, ServerError
 
@@ -139,10 +139,17 @@ async def test_a_template_that_is_not_ours_is_rejected_before_anything_is_writte
     assert on_disk(run) == ("old", "old")
 
 
-async def test_a_ca_comes_and_goes_with_its_configuration(run: Path) -> None:
+@pytest.mark.parametrize("name", sorted({*LIVE} - {names.USERLIST_FILE}))
+async def test_a_certificate_or_key_comes_and_goes_with_its_configuration(run: Path, name: str) -> None:
     loader, _ = made(run)
-    ca = config("old", **{names.SERVER_CA_FILE: b"ca"})
-    await loader.load(ca, {"shop": 7}, config("old"))
-    assert (run / names.SERVER_CA_FILE).read_bytes() == b"ca"
-    await loader.load(config("old"), {"shop": 7}, ca)
-    assert not (run / names.SERVER_CA_FILE).exists()
+    more = config("old", **{name: b"pem"})
+    await loader.load(more, {"shop": 7}, config("old"))
+    assert (run / name).read_bytes() == b"pem"
+    assert (run / name).stat().st_mode & 0o777 == 0o600
+    await loader.load(config("old"), {"shop": 7}, more)
+    assert not (run / name).exists()
+
+
+def test_every_file_of_a_configuration_but_the_agent_s_own_reaches_pgbouncer() -> None:
+    files = {value for name, value in vars(names).items() if name.endswith("_FILE")}
+    assert {*LIVE} == files - {names.INI_FILE, names.KEY_FILE, names.LIMITS_FILE}

@@ -128,7 +128,11 @@ def secret_of(pair: Pair, **more: bytes) -> dict[str, bytes]:
     return {"tls.crt": pair.certificate, "tls.key": pair.key, **more}
 
 
-def secrets(pair: Pair = GOOD, **more: Mapping[str, bytes] | None) -> dict[str, Mapping[str, bytes] | None]:
+Secrets = Mapping[str, Mapping[str, bytes] | None]
+NO_MORE: Secrets = {}
+
+
+def secrets(pair: Pair = GOOD, more: Secrets = NO_MORE) -> dict[str, Mapping[str, bytes] | None]:
     return {**SECRETS, "shop-tls": secret_of(pair, **{"ca.crt": CA.certificate}), **more}
 
 
@@ -154,7 +158,7 @@ def test_what_clients_are_shown() -> None:
 def test_whose_certificates_clients_must_show(reference: Body | None) -> None:
     body = tls_body("verify-ca", **({"caSecretRef": reference} if reference else {}))
     theirs = Authority("theirs", NOW).certificate
-    observed = view(body, secrets=secrets(**{"their-ca": {"bundle": theirs}}))
+    observed = view(body, secrets=secrets(more={"their-ca": {"bundle": theirs}}))
     assert ("demo", "their-ca") in observed.secret_names() or reference is None
     assert ("demo", "shop-tls") in observed.secret_names()
     found = files(observed)
@@ -197,7 +201,7 @@ def fields(observed: PoolView) -> dict[str, Any]:
 )
 def test_the_last_good_one_stays(secret: Mapping[str, bytes] | None, reason: str, words: str) -> None:
     before = settled(tls_body(), secrets=secrets())
-    after = view(tls_body(), live=before.children, secrets=secrets(**{"shop-tls": secret}), pods=before.pods)
+    after = view(tls_body(), live=before.children, secrets=secrets(more={"shop-tls": secret}), pods=before.pods)
     planned = plan(after)
     assert planned.apply == ()
     assert planned.config == plan(before).config
@@ -261,7 +265,7 @@ WISHES = {
 
 @pytest.mark.parametrize("wish", WISHES)
 def test_a_fleet_that_cannot_do_it_is_rolled(wish: str) -> None:
-    given = secrets(role={"username": b"r", "password": b"p"})
+    given = secrets(more={"role": {"username": b"r", "password": b"p"}})
     for revision, image in ((2, "example/operator:1"), (3, "example/operator:0")):
         before = pool_body(databases=[ROLE]) if wish == "rotation" else None
         rolled = plan(of_revision(revision, WISHES[wish], before, secrets=given)).rolled

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from poolfleet.controller.config import Config, parse
+from poolfleet.controller.providers import Allowed, Command, load
 from poolfleet.kube import kinds
 from poolfleet.plan.model import Settings
 from tests.unit.chart_kit import (
@@ -74,7 +75,7 @@ def test_every_pod_is_restricted(name: str) -> None:
     for pod in pods:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-        assert all(volume.keys() == {"name", "emptyDir"} for volume in pod.get("volumes", []))
+        assert all(volume.keys() - {"name"} <= {"emptyDir", "configMap"} for volume in pod.get("volumes", []))
         assert pod["enableServiceLinks"] is False
         for container in pod["containers"]:
             context = container["securityContext"]
@@ -133,8 +134,25 @@ def test_operator_understands_its_arguments() -> None:
     assert config("no user") == replace(default, settings=replace(default.settings, run_as_user=None))
     assert config("pull secrets") == replace(default, settings=replace(default.settings, image_pull_secrets=("a", "b")))
     assert config("everything") == replace(default, workers=3)
+    assert config("tokens") == replace(default, token_providers=Path("/etc/poolfleet/token-providers.json"))
     image = f"registry.example:5000/poolfleet/operator@{DIGEST}"
     assert config("digest").settings.agent_image == image
+
+
+def test_token_commands_are_in_a_file_that_the_operator_understands(tmp_path: Path) -> None:
+    (made,) = of_kind("tokens", "ConfigMap")
+    file = tmp_path / "file"
+    file.write_text(made["data"]["token-providers.json"])
+    vend = Command(("/opt/vend", "--json"), frozenset({"shop"}), 5.0)
+    assert load(file) == Allowed({"vend": vend}, frozenset({"*"}))
+    pod = deployment("tokens")["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {"tmp": "/tmp", "token-providers": "/etc/poolfleet", "opt": "/opt"}
+    assert {"name": "token-providers", "configMap": {"name": made["metadata"]["name"]}} in pod["volumes"]
+    assert {"name": "opt", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+    other = template(*RENDERS["tokens"], "tokenCommands.vend.timeoutSeconds=6", only="templates/tokenproviders.yaml")
+    assert yaml.safe_load(other.stdout)["metadata"]["name"] != made["metadata"]["name"], "the pods are not rolled"
+    assert of_kind("defaults", "ConfigMap") == []
 
 
 def test_images_by_registry_tag_and_digest() -> None:
@@ -192,8 +210,8 @@ def test_rights_cover_every_kind_that_the_operator_handles(name: str) -> None:
     wanted |= in_no_namespace if name == "defaults" else {}
     for kind, verbs in wanted.items():
         assert granted.pop((kind.group, kind.plural)) == verbs, kind
-    assert granted.pop((kinds.POOL.group, "pgpools/status")) == {"get", "patch"}
-    assert granted.pop((kinds.POOL.group, "pgservers/status")) == {"get", "patch"}
+    assert granted.pop((kinds.POOL.group, "pgpools/status")) == {"patch"}
+    assert granted.pop((kinds.POOL.group, "pgservers/status")) == {"patch"}
     assert granted.pop((kinds.POOL.group, "pgpools/finalizers")) == {"update"}
     assert granted == {}
 

@@ -90,7 +90,7 @@ def test_without_a_token_the_last_good_fleet_stays() -> None:
     arguments = with_roles("app")
     before = settled(**arguments, tokens={"app": WORD})
     problem = Problem(Reason.TOKEN_UNAVAILABLE, "There is none.")
-    live = view(arguments["body"], before.server, secrets=arguments["secrets"], live=before.children,
+    live = view(arguments["body"], dict(before.server or {}), secrets=arguments["secrets"], live=before.children,
                 tokens={"app": problem})  # fmt: skip
     planned = plan(live)
     assert [(f.reason, f.message, f.blocks) for f in planned.findings] == [

@@ -1,9 +1,9 @@
 """When a new state is worth an answer to the operator's long poll (design section 4).
 
-`seq` rises when something relevant changes: revision, configuration, what is mounted, process, loaded limits, proof of a
-shrink, a hold that is there or not, reachability, readiness, draining, clients that were cut. Live numbers raise it only
-when they move by a tenth, at most every LIVE_SECONDS, or by half, at most every SURGE_SECONDS: a rise of the clients
-shall not wait for its replicas.
+`seq` rises when something relevant changes: revision, configuration, what is mounted, process, loaded limits, proof of
+a shrink, a hold that is there or not, reachability, readiness, draining, clients that were cut. Live numbers raise it
+only when they move by a tenth, at most every LIVE_SECONDS, or by half, at most every SURGE_SECONDS: a rise of the
+clients shall not wait for its replicas.
 """
 
 import asyncio

@@ -183,6 +183,8 @@ async def _tell_one(context: Context, key: Key, pod: Pod, directive: Directive) 
     if mac_key is None:
         return True  # the pool reconciler will write it, and its watch event brings us back
     text = sign(directive.to_message(), mac_key)
+    if pod.directive.get("grant") == directive.grant:
+        context.agents.tell(pod.uid, text)  # the record of what it may hold stays true without this one
     try:
         await context.kube.json_patch(POD, pod.namespace, pod.name, _patch(pod, text), manager=names.FIELD_MANAGER)
     except (Conflict, NotFound, Invalid) as error:
