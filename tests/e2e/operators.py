@@ -16,7 +16,7 @@ DEPLOYMENT = "deployment/poolfleet"
 
 
 class Process:
-    """One operator in the pod; it leads."""
+    """One operator in the pod."""
 
     def __init__(self, process: "subprocess.Popen[str]", log: Any) -> None:
         self._process, self._log = process, log
@@ -31,6 +31,11 @@ class Process:
         """What it has printed."""
         return Path(self._log.name).read_text()
 
+    def says(self, words: str, timeout: float = 60) -> None:
+        """Wait until it has logged this."""
+        kit.await_until(lambda: words in self.log or self.code is not None, timeout, f"the operator says: {words}")
+        assert words in self.log, f"{self.code}: {self.log[-3000:]}"
+
     def crashed(self, timeout: float = 40) -> None:
         """Wait until its failpoint has ended it."""
         kit.await_until(lambda: self.code is not None, timeout, "the operator's end at its failpoint", interval=0.05)
@@ -38,18 +43,18 @@ class Process:
 
 
 class Operators:
-    """A pod with the release's image, account and settings, in which operators run one at a time."""
+    """A pod with the release's image, account and settings, in which operators run: one leads, others stand by."""
 
     def __init__(self, kubectl: kit.Kubectl, deployment: kit.Manifest) -> None:
         self._kubectl = kubectl
         self._template = deployment["spec"]["template"]
         self._container = self._template["spec"]["containers"][0]
-        self._process: Process | None = None
+        self._processes: list[Process] = []
 
     def ensure(self) -> None:
         """The pod is there and runs; no operator does yet."""
         idle = {key: value for key, value in self._container.items() if not key.endswith("Probe")}
-        del idle["args"]
+        del idle["args"], idle["resources"]
         spec = {**self._template["spec"], "containers": [{**idle, "command": ["sleep", "infinity"]}]}
         labels = self._template["metadata"]["labels"]
         metadata = {"name": POD, "namespace": kit.SYSTEM_NAMESPACE, "labels": {**labels, "release-of": "a-test"}}
@@ -58,27 +63,31 @@ class Operators:
         self._kubectl.run(*wait, timeout=70)
 
     def start(self, *flags: str, failpoint: str = "") -> Process:
-        """End the operator that runs, without a word to it, and start another; it leads as soon as it is up."""
-        self.kill()
-        # Whose Lease it was is dead for sure: no need to wait until it is over.
-        self._kubectl.run("-n", kit.SYSTEM_NAMESPACE, "delete", "lease", "poolfleet", "--ignore-not-found")
+        """Start an operator; it stands by."""
         args = [arg.replace("$(POD_NAMESPACE)", kit.SYSTEM_NAMESPACE) for arg in self._container["args"]]
-        command = shlex.join(["env", f"POOLFLEET_FAILPOINT={failpoint}", *self._container["command"], *args, *flags])
+        args += ["--http-port=0", *flags]
+        command = shlex.join(["env", f"POOLFLEET_FAILPOINT={failpoint}", *self._container["command"], *args])
         log = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115 (Process keeps it)
         where = ("-n", kit.SYSTEM_NAMESPACE, "exec", POD, "-c", self._container["name"])
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-        self._process = Process(self._kubectl.popen(*where, "--", "sh", "-c", f"exec {command}", **options), log)
-        return self._process
+        started = Process(self._kubectl.popen(*where, "--", "sh", "-c", f"exec {command}", **options), log)
+        self._processes.append(started)
+        started.says("everything is listed")
+        return started
+
+    def lead(self, operator: Process) -> None:
+        """Let this one, the only one that runs, lead at once: the Lease is a dead one's for sure."""
+        self._kubectl.run("-n", kit.SYSTEM_NAMESPACE, "delete", "lease", "poolfleet", "--ignore-not-found")
+        operator.says("leading as")
 
     def kill(self) -> None:
-        """SIGKILL to the operator, if one runs; afterwards it is gone."""
-        if self._process is None:
-            return
-        running = self._process
-        if running.code is None:
+        """SIGKILL to all that run; afterwards they are gone."""
+        running = [process for process in self._processes if process.code is None]
+        if running:
             node.sigkill(self._kubectl.get_json("-n", kit.SYSTEM_NAMESPACE, "pod", POD), "python3")
-        kit.await_until(lambda: running.code is not None, 20, "the operator is gone", interval=0.05)
-        self._process = None
+        gone = lambda: all(process.code is not None for process in running)  # noqa: E731
+        kit.await_until(gone, 20, "the operators are gone", interval=0.05)
+        self._processes.clear()
 
     def delete(self) -> None:
         """The pod is gone, and whatever runs in it."""

@@ -140,12 +140,14 @@ def test_two_roles_take_turns_and_nobody_waits(listening: Place, clients: kit.Cl
     login = kit.Login(listening.postgres.host, 5432, after["username"], after["password"], rotation.ROLE)
     assert listening.postgres.psql(login, "SELECT current_user") == OWNER
     assert not before & set(listening.pool.uids().values()), "the pods were replaced"
-    slowest = max(float(outcome.summary["slowest_s"]) for outcome in outcomes)
-    report(f"two roles, session mode: rotated in {took:.0f} s, slowest query {slowest:.2f} s")
+    report(f"two roles, session mode, pods replaced: over in {took:.0f} s")
     for outcome in outcomes:
         report(f"  {outcome}")
     assert [outcome.errors[:3] for outcome in outcomes if outcome.errors] == []
-    assert slowest <= 2.0  # no query waits for the rotation; a pod that is born on two busy cores takes a little
+    per_query, *pooled = (float(outcome.summary["slowest_s"]) for outcome in outcomes)
+    assert max(pooled) <= LONGEST_STALL
+    # Who connects anew may come to a pod that is just born, has one connection, and that one has a session.
+    assert per_query <= 3
 
 
 def roles_that_log_in(postgres: kit.Postgres) -> set[str]:
@@ -159,8 +161,8 @@ def roles_that_log_in(postgres: kit.Postgres) -> set[str]:
 REFUSED = {
     "not_handed_over": "poolfleet.dev/managed",
     "not_listed": "managedRoles",
-    "not_grantable": "ADMIN",
-    "superuser": "superuser",
+    "not_grantable": "ADMIN OPTION",
+    "superuser": "SUPERUSER",
     "somebody_elses": "does not log in",
 }
 """Roles that must not be altered, and a word of the reason."""
@@ -187,22 +189,24 @@ def test_what_must_not_be_altered_is_not_and_says_why(postgres: kit.Postgres, pl
             "replicas": 1,
         }
     )
-    pool.ready()
+    # not Ready: somebody else's role lets nobody in
+    kit.await_until(lambda: pool.status().get("readyReplicas") == 1, 60, "a pod", interval=0.3)
     rotation.annotate(pool, "now")
 
-    def blocked() -> dict[str, str]:
+    def refused() -> dict[str, str]:
         lines = pool.status().get("rotations") or ()
-        words = {line["secret"]: line.get("message", "") for line in lines if line.get("phase") == "Blocked"}
+        words = {line["secret"]: line["message"] for line in lines if line.get("phase") in ("Blocked", "Failed")}
         return words if set(words) == {secret_of(role) for role in REFUSED} else {}
 
-    words = kit.await_until(blocked, 30, "all of them are blocked", interval=0.5)
+    words = kit.await_until(refused, 30, "all of them are refused", interval=0.2)
     for role, expected in REFUSED.items():
         report(f"not rotated: {words[secret_of(role)]}")
         assert expected in words[secret_of(role)]
-    assert pool.conditions()["CredentialsCurrent"]["reason"] == "RotationBlocked"
+    assert pool.conditions()["CredentialsCurrent"]["reason"] in ("RotationBlocked", "RotationFailed")
     assert passwords_of(postgres) == verifiers, "nothing was altered"
     found = postgres.kubectl.get_json("-n", namespace, "secrets")["items"]
-    nexts = {names.next_secret(secret_of(role)) for role in REFUSED}
+    # that the admin login may not alter a role is known only when it tries
+    nexts = {names.next_secret(secret_of(role)) for role in REFUSED if role != "not_grantable"}
     assert not nexts & {secret["metadata"]["name"] for secret in found}
     for role in REFUSED:
         if role != "somebody_elses":

@@ -1,4 +1,4 @@
-"""A role whose password a command in the operator's pod really changes every 20 s, and a pool that serves through it.
+"""A role whose password a command in the operator's pod really changes every 15 s, and a pool that serves through it.
 
 The release is upgraded with the command, and put back at the end.
 """
@@ -18,7 +18,7 @@ from tests.e2e.release import Images
 ROLE, VENDOR = "e2e_tokens_vended", "e2e_tokens_vendor"
 SECRET = "e2e-tokens-vendor"
 FOLDER = "/opt/vend"
-LIFE = 40  # seconds of a token; the next one is made after less than half of a life as short as this
+LIFE = 30  # seconds of a token; the next one is made after less than half of a life as short as this
 CHANGES = 3
 SERVER_LIFETIME = 8  # seconds: no connection outlives a token, so that each of them has to log in
 

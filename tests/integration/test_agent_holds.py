@@ -1,5 +1,6 @@
 """Holds beside a real PgBouncer and a real PostgreSQL (agent/holds.py; design section 4)."""
 
+import re
 import signal
 import threading
 import time
@@ -74,7 +75,8 @@ def hold(one: Pod, *databases: str, grant: int = 5, config: str = "") -> float:
     begun = time.monotonic()
     state = one.told({"hold": databases, "config": config or one.state().config}, shop=grant)
     while not all(held(state, name) for name in databases):
-        state = one.state(state.seq, "5s")
+        assert time.monotonic() < begun + 9, "no hold"
+        state = one.state(state.seq, "1s")
     return time.monotonic() - begun
 
 
@@ -127,6 +129,25 @@ def test_a_role_s_password_changes_under_load_without_an_error(one: Pod) -> None
                 query.end()
             wait_until("the load goes on", partial(served, load, load.served + 50))
     assert load.errors == []
+
+
+def test_a_login_under_way_ends_before_the_hold_and_nobody_is_refused(one: Pod) -> None:
+    slow = one.config()
+    ini = re.sub(rb"connect_query='(?:[^']|'')*'", b"connect_query='SELECT pg_sleep(0.2)'", slow["pgbouncer.ini"])
+    assert ini != slow["pgbouncer.ini"]
+    one.configure(slow | {"pgbouncer.ini": ini})
+    one.up(shop=5)
+    with Load(one, 3, "SELECT pg_sleep(0.3)") as load:
+        wait_until("a login is under way", lambda: any(row["sv_login"] for row in one.show("SHOW POOLS")))
+        hold(one, "shop")
+        assert one.limits() == {"shop": (5, 5)}
+        fresh = [Query(one) for _ in range(3)]
+        wait_until("they wait", lambda: one.state().databases["shop"].waiting == 6)
+        one.told({"hold": ()}, shop=5)
+        for query in fresh:
+            query.end()
+    assert load.errors == []
+    assert "pause mode" not in one.bouncer.text()
 
 
 def test_a_hold_ends_by_itself_and_does_not_begin_again_by_the_same_revision(one: Pod) -> None:

@@ -25,6 +25,7 @@ from poolfleet.kube.events import Recorder
 from poolfleet.kube.kinds import CHILDREN, DEPLOYMENT, NETWORK_POLICY, PDB, POD, POOL, SECRET, SERVER, SERVICE, Kind
 from poolfleet.plan.model import Event, Settings
 from poolfleet.plan.objects.secret import decode
+from tests.certificates import Authority
 from tests.integration.conftest import ApiServer
 
 Body = dict[str, Any]

@@ -1,11 +1,13 @@
 """What the operator asks of the API server is what the chart lets it, no more and no less, in both scopes.
 
 The API server's own audit log tells what was asked for. The operator runs with the flags, and as the ServiceAccount,
-that the chart gives it.
+that the chart gives it. And nothing of a Secret is in its log, however much that tells.
 """
 
 import asyncio
+import base64
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -34,6 +36,7 @@ Body = dict[str, Any]
 Right = tuple[str, str, str]  # verb, API group, resource or resource/subresource
 SYSTEM: Final = "poolfleet-system"
 RIGHTS: Final = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+WORD: Final = "nobody-should-read-it"  # 21 bytes: what begins with it does so in base64 as well
 HERE: Final = ("rbac.scope=Namespaced", "watchNamespaces={{{}}}")
 FINALIZERS: Final = "pgpools/finalizers"
 NOT_A_CALL: Final = {("update", names.GROUP, FINALIZERS)}  # looked at when a child is written
@@ -167,7 +170,7 @@ class Installed:
         return made
 
     def secret(self, name: str) -> None:
-        data = {"username": name, "password": f"the word of {name}"}
+        data = {"username": name, "password": f"{WORD}-{name}"}
         self.make_kind("v1", "Secret", "secrets", name, stringData=data)
 
     def pool(self, **spec: Any) -> None:
@@ -269,12 +272,20 @@ async def live(shop: Installed, operator: app.Operator) -> None:
     ],
 )
 async def test_the_operator_uses_its_rights_and_asks_for_no_other(
-    apiserver: ApiServer, release: str, values: tuple[str, ...], denied: set[Right]
+    apiserver: ApiServer,
+    release: str,
+    values: tuple[str, ...],
+    denied: set[Right],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     shop = await asyncio.to_thread(Installed.make, apiserver, release, *values)
     async with running(shop.config()) as operator:
         await live(shop, operator)
         assert operator.store.synced(SECRET.plural)
+    said = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
+    assert logging.DEBUG in {record.levelno for record in caplog.records}
+    assert [line for line in said if WORD in line or base64.b64encode(WORD.encode()).decode() in line] == []
     assert shop.denied() == denied
     granted = shop.granted()
     assert shop.used() - granted == set(), "used, though the chart does not say so"

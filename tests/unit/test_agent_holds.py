@@ -151,9 +151,11 @@ async def test_another_agent_ends_one_that_is_over_its_time_for_the_revision_tha
     await pod.round(1, "shop")
     pod.now += 11.0
     pod.restart()
+    said = len(pod.bouncer.said)
     for _ in range(3):
         assert await pod.round(1, "shop") is None
         assert pod.bouncer.paused == set()
+    assert pod.bouncer.said[said:] == ['RESUME "shop"']
 
 
 async def test_another_agent_resumes_what_was_let_go_of_meanwhile(pod: Pod) -> None:

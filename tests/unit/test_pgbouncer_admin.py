@@ -31,6 +31,9 @@ class Fake:
         self.login = LOGIN_OK
         self.answer = b""
         self.heard: list[bytes] = []
+        self.last = False  # the answer is the end
+        self.at_once = True  # which comes with it, or a moment later
+        self.ended = asyncio.Event()
         self.server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -47,12 +50,15 @@ class Fake:
                 if head[:1] == b"X":
                     break
                 writer.write(self.answer)
-                if not self.answer:
+                if self.last and not self.at_once:
+                    await asyncio.sleep(0.05)
+                if not self.answer or self.last:
                     break
         except asyncio.IncompleteReadError:
             pass
         finally:
             writer.close()
+            self.ended.set()
 
     async def open(self, timeout: float = 2.0) -> Connection:
         return await Connection.open(self.path, user="u", database="d", timeout=timeout)
@@ -78,6 +84,25 @@ async def test_rows_nulls_and_notices(fake: Fake) -> None:
     assert rows == admin.Rows(("name", "size"), (("ü", None),), "SHOW")
     assert fake.heard[0].startswith(b"\0\3\0\0user\0u\0database\0d\0")
     assert fake.heard[1] == b"SHOW DATABASES\0"
+    connection.close()
+
+
+async def test_what_is_sent_waits_for_no_answer(fake: Fake) -> None:
+    fake.answer = message(b"N", b"SNOTICE\0Mnot yet\0\0")
+    connection = await fake.open()
+    connection.send('PAUSE "shop"')
+    connection.close()
+    async with asyncio.timeout(5):
+        await fake.ended.wait()
+    assert fake.heard[1:] == [b'PAUSE "shop"\0', b""]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_an_error_that_ends_the_connection_is_raised_as_itself(fake: Fake, at_once: bool) -> None:
+    fake.answer, fake.last, fake.at_once = error("server conn crashed?"), True, at_once
+    connection = await fake.open()
+    with pytest.raises(ServerError, match="server conn crashed"):
+        await connection.query("SELECT 1")
     connection.close()
 
 

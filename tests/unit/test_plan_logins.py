@@ -166,6 +166,15 @@ def test_both_logins_are_let_in_and_the_secret_waits_for_every_pod() -> None:
     assert effect.secret is APP
 
 
+def test_it_does_not_begin_while_a_password_of_the_server_is_staged() -> None:
+    found = with_config(seen(asked="1"))
+    assert planned(found).effects
+    config = dict(found.children["Secret", "shop-config"])
+    config["metadata"] = {**config["metadata"], "annotations": {names.STAGED: '["role"]'}}
+    plan = planned(replace(found, children={**found.children, ("Secret", "shop-config"): config}))
+    assert (plan.effects, one(plan).phase, one(plan).reason) == ((), "Checking", "")
+
+
 def test_the_keys_are_those_of_the_spec() -> None:
     keys = {"usernameKey": "name", "passwordKey": "word"}
     main = secret("app", {"name": "app", "word": "one"})
@@ -216,6 +225,11 @@ def test_a_secret_changed_by_hand_meanwhile_makes_it_start_over() -> None:
     by_hand = secret("app", {"username": "app", "password": "another"})
     assert isinstance(planned(with_config(seen(by_hand, begun()))).effects[0], Remove)
     assert not planned(seen(moved(values={"username": "app_alt", "password": "another"}), begun())).effects
+
+
+def test_what_the_secret_holds_wins_over_what_was_kept_beside_it() -> None:
+    found = seen(moved(values={"username": "app_alt", "password": "by hand"}), begun())
+    assert userlist(found, credentials(found).users, KEY) == {"app_alt": "by hand", "app": "one"}
 
 
 def test_a_spoilt_next_login_is_made_anew() -> None:
@@ -382,6 +396,15 @@ class TestStatus:
         later = replace(with_clients(3, found), body=body, numbers_moved=NOW - 1)
         assert self.concluded(later).status["rotations"][0]["retiring"]["clients"] == 5
         assert self.concluded(replace(later, numbers_moved=NOW - 60)).status["rotations"][0]["retiring"]["clients"] == 3
+
+    def test_one_line_for_each_secret(self) -> None:
+        found = with_config(seen(asked="1", databases=[{"name": "shop", "credentialsSecretRef": {"name": "app"}}]))
+        of_role = RotationLine("app", "app", "Idle", "x" * 3000)
+        status = self.concluded(replace(found, rotations=(of_role,))).status
+        (item,) = status["rotations"]
+        assert item["phase"] == "Idle" and len(item["message"]) == 2048
+        current = next(c for c in status["conditions"] if c["type"] == "CredentialsCurrent")
+        assert (current["status"], current["reason"]) == ("False", "RotationBlocked")
 
     def test_a_staged_password_is_no_fault(self) -> None:
         found = with_config(seen(), pods=(pod("a", state=state("older")),))

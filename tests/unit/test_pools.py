@@ -17,14 +17,16 @@ from poolfleet.controller.queue import KeyedQueue
 from poolfleet.controller.roles import Roles
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
+from poolfleet.controller.tokens import Tokens
 from poolfleet.kube.client import Kube
 from poolfleet.kube.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from poolfleet.kube.events import Recorder
 from poolfleet.kube.kinds import DEPLOYMENT, POD, POOL, SECRET, SERVER, SERVICE, Kind, kind_of
 from poolfleet.plan.autoscaling import Decision
 from poolfleet.plan.model import Event
-from poolfleet.plan.objects.secret import BINDING_TYPE
+from poolfleet.plan.objects.secret import BINDING_TYPE, decode
 from poolfleet.plan.poolview import Cut
+from poolfleet.plan.tokens import NoToken, Request, Token
 from tests.unit.pool_fixtures import NOW, SETTINGS, Body, pool_body, server_body, state
 
 KEY = Key(POOL.plural, "demo", "shop")
@@ -317,3 +319,50 @@ async def test_a_decision_is_carried_out_and_the_fleet_is_measured_until_it_is_g
     context.cuts.seen("demo", "shop", "uid-late", Cut("shop-late", 3))
     await pools.reconcile(context, KEY)
     assert measured(house) == [] and context.cuts.of("demo", "shop") == ()
+
+
+async def test_rotations_of_logins_stand_in_the_status(house: House) -> None:
+    body = pool_body(users=[{"secretRef": {"name": "shop-app"}, "rotation": {}}])
+    body["metadata"]["resourceVersion"] = "11"
+    house.context.store.put(POOL.plural, body)
+    await house.reconcile()
+    pool = house.context.store.get(POOL.plural, "demo", "shop")
+    assert pool is not None
+    (line,) = pool["status"]["rotations"]
+    assert (line["secret"], line["phase"]) == ("shop-app", "Blocked")  # clients are roles on the server here
+
+
+async def test_a_token_gets_into_the_configuration_and_is_made_no_more_when_the_pool_is_gone(house: House) -> None:
+    class NamesOnly(FakeSecrets):
+        async def get(self, namespace: str, name: str) -> Body | None:
+            return {"data": {"username": "cm9sZQ=="}} if name == "role" else await super().get(namespace, name)
+
+    async def make(request: Request) -> Token:
+        made.append(request)
+        if fails:
+            raise NoToken("why")
+        return Token(f"token-for-{request.role}", NOW, NOW + 900)
+
+    made: list[Request] = []
+    fails: list[str] = []
+    tokens = Tokens(make, clock=lambda: NOW)
+    context = replace(house.context, tokens=tokens, secrets=cast(Secrets, NamesOnly()))
+    provider = {"exec": {"name": "vend", "roles": ["role"]}}
+    server = {"host": "postgres", "maxConnections": 100, "tokenProvider": provider}
+    edited(house, POOL, server=server, databases=[{"name": "shop", "credentialsSecretRef": {"name": "role"}}])
+    await pools.reconcile(context, KEY)
+    ini = decode(context.store.get(SECRET.plural, "demo", "shop-config"))[names.INI_FILE].decode()
+    assert "user='role' password='token-for-role'" in ini
+    assert [(request.server, request.host, request.role) for request in made] == [("shop", "postgres.demo.svc", "role")]
+
+    fails.append("from now on")
+    restarted = Tokens(make, clock=lambda: NOW)
+    house.kube.calls.clear()
+    await pools.reconcile(replace(context, tokens=restarted), KEY)
+    assert (stalled(house)["status"], stalled(house)["reason"]) == ("True", "TokenUnavailable")
+    assert [call for call in house.kube.calls if "Secret" in call or "Deployment" in call] == []
+    await restarted.close()
+
+    context.store.remove(POOL.plural, context.store.get(POOL.plural, "demo", "shop") or {})
+    await pools.reconcile(context, KEY)
+    assert not tokens._entries

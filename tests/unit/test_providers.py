@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -81,6 +82,18 @@ async def test_a_command_that_does_not_end_is_killed_with_all_it_started(tmp_pat
     assert await refusal(command(code, timeout=1.0)) == "the command did not end in 1 s"
     child = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
     assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+async def test_what_escapes_the_kill_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "GONE", 0.1)
+    code = (
+        "import pathlib, subprocess; p = subprocess.Popen(['sleep', '60'], start_new_session=True); "
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(p.pid)); print('word')"
+    )
+    try:
+        assert await refusal(command(code, timeout=1.0)) == "the command did not end in 1 s"
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 async def test_only_the_namespaces_that_the_chart_names_may_have_it_run() -> None:

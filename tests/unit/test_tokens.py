@@ -135,6 +135,9 @@ async def test_a_failure_is_tried_again_and_told_when_the_token_is_late(house: H
     await house.pass_to(1931)
     assert house.told == [("demo", "shop")] * 3
     assert isinstance((await house.want(APP))["app"], str)
+    tries = len(house.made)
+    await house.pass_to(house.made[-1][0] + 599)
+    assert len(house.made) == tries, "the next one has its time again"
 
 
 async def test_the_first_one_is_waited_for_but_not_long(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

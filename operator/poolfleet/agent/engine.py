@@ -28,6 +28,7 @@ from poolfleet.pgbouncer.admin import AdminError
 
 TICK: Final = 0.1
 RETRY: Final = 1.0  # after a full disk, or a load that failed
+CALM_SECONDS: Final = 0.1  # of waiting for logins before a hold, until the agent looks at something else again
 QUIET_LOGINS: Final = 1.0  # how long a new configuration waits for logins under way (facts/pgbouncer.md 4, the race)
 READY_ANYWAY: Final = 20.0
 MAX_TRIES: Final = 2  # a configuration with which PgBouncer ends this often is refused
@@ -57,6 +58,7 @@ class Engine:
         self._loaded = False  # this process has taken the grant
         self._idle: float | None = None  # client_idle_timeout that it has taken besides
         self._stopped = False  # it was told to SHUTDOWN
+        self._calming: list[str] = []  # databases in which no login may begin, before they are paused
         self._due = False  # the grant or the configuration is to be loaded
         self._load_at = 0.0
         self._done = 0  # the revision whose load was tried last, with this process
@@ -168,9 +170,10 @@ class Engine:
             await self._end_holds()
             await self.console.query("SHUTDOWN WAIT_FOR_SERVERS")
             self._stopped = True
-        if not self._stopped:
+        calm = self._stopped or await self._calm(self.holds.due(self.console, self._rev(), self._to_hold()))
+        if calm and not self._stopped:
             await self.holds.begin(self.console, self._rev(), self._to_hold())
-        if time.monotonic() >= self._load_at and self._load_due():
+        if calm and time.monotonic() >= self._load_at and self._load_due():
             await self._load()
         await self.holds.finish(self.console, self._rev(), self._to_hold(), settled=self._settled())
         applied = self.intake.applied
@@ -189,6 +192,26 @@ class Engine:
             return []
         granted = [name for name in applied.hold if name in applied.grant]
         return [name for name in granted if sample is None or name in sample.databases]
+
+    async def _calm(self, databases: list[str]) -> bool:
+        """Whether no login is under way in databases that are about to be paused (holds.py says why); none begins
+        there meanwhile, for they may have no more than they have. Raises AdminError."""
+        applied, staged = self.intake.applied, self.intake.staged
+        if not databases or not self._loaded or applied is None or staged is None:
+            self._due = self._due or bool(self._calming)
+            self._calming = []
+            return True
+        if self._calming != databases:
+            found = (await self.console.sample()).databases
+            held = {name: found[name].current_connections for name in databases if name in found}
+            grant = {name: max(1, min(n, held.get(name, n))) for name, n in applied.grant.items()}
+            try:
+                await self._loader.load(staged.config, grant, staged.config, self._own())
+            except Rejected as error:
+                log.warning("logins go on while a hold begins", extra={"reason": str(error)})
+                return True
+            self._calming, self._due = databases, True
+        return await self.console.quiet_logins(CALM_SECONDS, databases, pace=0.005)
 
     def _settled(self) -> bool:
         """What the applied directive wants loaded is loaded, or PgBouncer has refused it."""

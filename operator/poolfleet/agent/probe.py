@@ -96,6 +96,8 @@ async def _try(socket: str, database: str, address: str, user: str, password: st
     except ServerError as error:
         if "no more connections allowed" in error.text:  # max_client_conn: PgBouncer is full, whatever the server is
             return None, ""
+        if "server conn crashed?" in error.text:  # by its log: TLS, or no PostgreSQL at all
+            return False, f"connections of PgBouncer to {address} end before their login; its log says why"
         return False, silent if "client_login_timeout" in error.text else error.text
     except AdminError as error:
         return False, f"PgBouncer: {error}"

@@ -7,6 +7,7 @@ connection is known to belong to the process whose socket was there before and a
 import asyncio
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -110,13 +111,17 @@ class Console:
             pids=tuple(sorted(server.remote_pid for server in servers if server.remote_pid)),
         )
 
-    async def quiet_logins(self, seconds: float) -> None:
-        """Wait until no server login is under way, for `seconds` at most. Raises AdminError."""
+    async def quiet_logins(self, seconds: float, databases: Collection[str] | None = None, pace: float = 0.02) -> bool:
+        """Wait until no server login is under way (in `databases`), for `seconds` at most, looking every `pace`
+        seconds; whether there is none. Raises AdminError."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if not any(pool.sv_login for pool in (await self.sample()).pools.values()):
-                return
-            await asyncio.sleep(0.02)
+        while True:
+            pools = (await self.sample()).pools
+            if not any(pool.sv_login for name, pool in pools.items() if databases is None or name in databases):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(pace)
 
     async def marker(self) -> str:
         """Marker of the file that was loaded completely last. Raises AdminError."""

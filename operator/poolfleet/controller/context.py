@@ -1,5 +1,6 @@
 """What every reconciliation is handed: the edges of the program, and nothing else."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,15 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Annotating:
+    """A directive that is being written into its pod's annotation."""
+
+    rev: int
+    text: str
+    task: asyncio.Task[bool]  # whether it was written
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """Handed to both reconcilers: `await reconcile(context, key) -> seconds until the next look, or None`."""
 
@@ -48,6 +58,7 @@ class Context:
     cuts: Cuts = field(default_factory=Cuts)  # clients that pods had to cut off
     tokens: Tokens = field(default_factory=Tokens)  # short-lived passwords of roles on the servers
     rotations: Rotations = field(default_factory=Rotations)  # how the rotations of roles stand
+    annotating: dict[str, Annotating] = field(default_factory=dict)  # by the pod's UID
     numbers_moved: dict[str, float] = field(
         default_factory=dict
     )  # UID -> when the live numbers in its status last moved

@@ -132,9 +132,11 @@ class Observer:
         return True
 
     def written(self, kind: Kind, body: Body) -> None:
-        """An object as an own write has left it. Not a Secret that no watch would show again: controller/secrets.py
-        reads those by name."""
-        if kind != SECRET or names.LABEL_WATCH in (body["metadata"].get("labels") or {}):
+        """An object as an own write has left it. Not a Secret that others may change and no watch would show again:
+        controller/secrets.py reads those by name."""
+        labels = body["metadata"].get("labels") or {}
+        watched = names.LABEL_WATCH in labels and self._store.synced(SECRET.plural)
+        if kind != SECRET or watched or labels.get(names.LABEL_MANAGED_BY) == names.MANAGED_BY:
             self.seen(kind, body)
 
     def secret_changed(self, namespace: str, name: str) -> None:

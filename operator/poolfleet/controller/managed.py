@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from poolfleet.api import names
@@ -46,8 +47,7 @@ async def write(context: Context, secret: Body, values: Mapping[str, str], rotat
 async def remove(context: Context, secret: Body) -> None:
     """Delete the Secret if it is still the one that was seen; Conflict if it is another."""
     metadata = secret["metadata"]
-    try:
+    with suppress(NotFound):  # somebody else has
         await context.kube.delete(SECRET, metadata["namespace"], metadata["name"], uid=metadata["uid"])
-    except NotFound:
-        return
     context.store.remove(SECRET.plural, secret)
+    context.secrets.forget(metadata["namespace"], metadata["name"])

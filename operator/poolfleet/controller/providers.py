@@ -24,6 +24,7 @@ from poolfleet.plan.tokens import OUTPUT_BYTES, NoToken, Request, Token, read_ou
 
 AT_ONCE: Final = 4  # commands that run at the same time
 TIMEOUT: Final = 10.0  # seconds
+GONE: Final = 2.0  # seconds after which a killed command is not waited for any more
 AWS_SECONDS: Final = 900.0  # the life of a token; AWS knows no other
 STDERR_SHOWN: Final = 200  # characters of a command's last words
 
@@ -183,7 +184,9 @@ async def run(command: Command, request: Request, clock: Callable[[], float] = t
     finally:
         with contextlib.suppress(ProcessLookupError):  # whatever it has started, too
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        with contextlib.suppress(TimeoutError):  # asyncio also waits for its pipes; who left the group may hold them
+            async with asyncio.timeout(GONE):
+                await process.wait()
     if code:
         raise NoToken(f"the command ended with {code}{_last_words(words, output)}")
     return read_output(output, now)

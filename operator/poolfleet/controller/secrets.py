@@ -74,6 +74,10 @@ class Secrets:
             self._cache[name] = _Entry(body, self._clock())
             self._changed(*name)
 
+    def forget(self, namespace: str, name: str) -> None:
+        """This Secret was deleted: read it anew when somebody asks."""
+        self._cache.pop((namespace, name), None)
+
     async def run(self) -> None:
         """Look again at what was read by name, for ever."""
         while True:

@@ -9,12 +9,12 @@ from typing import Any
 from poolfleet.api import names
 from poolfleet.api.wire import Directive, sign
 from poolfleet.controller import metrics, rotations
-from poolfleet.controller.context import Context, Key
+from poolfleet.controller.context import Annotating, Context, Key
 from poolfleet.controller.failpoints import reach
 from poolfleet.controller.metrics import PoolNumbers, ServerNumbers
 from poolfleet.controller.store import Body
 from poolfleet.controller.worlds import config_key, live, observe
-from poolfleet.kube.errors import Conflict, Invalid, NotFound
+from poolfleet.kube.errors import ApiError, Conflict, NotFound
 from poolfleet.kube.kinds import POD, SERVER
 from poolfleet.plan import conditions, ledger, role_limits, server
 from poolfleet.plan.discovery import read_discovery, write_discovery
@@ -172,33 +172,58 @@ async def _tell(context: Context, key: Key, world: World, after: Ledger) -> None
     """Write the directives that are due, each only over the value that was seen; then send them the fast way too. All
     pods at once: nobody waits for another one's request."""
     due = ledger.orders(world, after)
-    results = await asyncio.gather(*(_tell_one(context, key, pod, directive) for pod, directive in due))
-    if not all(results):
-        context.queue.add(key, delay=0.2)
+    await asyncio.gather(*(_tell_one(context, key, pod, directive) for pod, directive in due))
 
 
-async def _tell_one(context: Context, key: Key, pod: Pod, directive: Directive) -> bool:
-    """Tell one pod; False if its annotation could not be written over what was seen."""
+async def _tell_one(context: Context, key: Key, pod: Pod, directive: Directive) -> None:
+    """Tell one pod.
+
+    The annotation is the record of what a pod may hold, so it comes first; but where that stays as it is (a hold, the
+    end of one) clients wait for the POST, and the annotation is written meanwhile.
+    """
     mac_key = config_key(context, pod.namespace, pod.pool.partition("/")[2])
     if mac_key is None:
-        return True  # the pool reconciler will write it, and its watch event brings us back
+        return  # the pool reconciler will write it, and its watch event brings us back
     text = sign(directive.to_message(), mac_key)
-    if pod.directive.get("grant") == directive.grant:
-        context.agents.tell(pod.uid, text)  # the record of what it may hold stays true without this one
+    before = context.annotating.get(pod.uid)
+    if before is not None and before.rev >= directive.rev and not before.task.done():
+        return
+    same = pod.directive.get("grant") == directive.grant
+    if same:
+        context.agents.tell(pod.uid, text)
+    task = asyncio.create_task(_annotate(context, key, pod, text, before), name=f"directive of {pod.name}")
+    context.annotating[pod.uid] = Annotating(directive.rev, text, task)
+    task.add_done_callback(lambda _: _forget(context, pod.uid, task))
+    if not same and await task:
+        context.agents.tell(pod.uid, text)
+
+
+async def _annotate(context: Context, key: Key, pod: Pod, text: str, before: Annotating | None) -> bool:
+    """Write the annotation over what was seen, or over what is just being written; False if it is another by now."""
+    seen = pod.raw_directive
+    if before is not None and await before.task:
+        seen = before.text
     try:
-        await context.kube.json_patch(POD, pod.namespace, pod.name, _patch(pod, text), manager=names.FIELD_MANAGER)
-    except (Conflict, NotFound, Invalid) as error:
+        patch = _patch(pod, seen, text)
+        await context.kube.json_patch(POD, pod.namespace, pod.name, patch, manager=names.FIELD_MANAGER)
+    except ApiError as error:
         where = {"pod": pod.name, "namespace": pod.namespace, "server": key.name, "error": str(error)}
         logger.info("Directive not written", extra=where)
+        context.queue.add(key, delay=0.2)
         return False
-    context.agents.tell(pod.uid, text)
     return True
 
 
-def _patch(pod: Pod, text: str) -> list[dict[str, Any]]:
-    """The JSON patch that sets the annotation if pod and old value are the ones that were planned for."""
+def _forget(context: Context, uid: str, task: asyncio.Task[bool]) -> None:
+    last = context.annotating.get(uid)
+    if last is not None and last.task is task:
+        del context.annotating[uid]
+
+
+def _patch(pod: Pod, seen: str | None, text: str) -> list[dict[str, Any]]:
+    """The JSON patch that sets the annotation if the pod is the one that was planned for, and its value `seen`."""
     path = "/metadata/annotations/" + names.DIRECTIVE.replace("/", "~1")
     operations: list[dict[str, Any]] = [{"op": "test", "path": "/metadata/uid", "value": pod.uid}]
-    if pod.raw_directive is not None:
-        operations.append({"op": "test", "path": path, "value": pod.raw_directive})
+    if seen is not None:
+        operations.append({"op": "test", "path": path, "value": seen})
     return [*operations, {"op": "add", "path": path, "value": text}]

@@ -150,7 +150,12 @@ class Connection:
         tag = ""
         error: ServerError | None = None
         while True:
-            kind, body = await self._receive()
+            try:
+                kind, body = await self._receive()
+            except EOFError:
+                if error is not None:  # a FATAL one: nothing follows it
+                    raise error from None
+                raise
             if kind == b"T":
                 columns = _columns(body)
             elif kind == b"D":
@@ -159,8 +164,6 @@ class Connection:
                 tag = body.rstrip(b"\0").decode(errors="replace")
             elif kind == b"E":
                 error = _error(body)
-                if self._reader.at_eof():
-                    raise error
             elif kind == b"Z":
                 if error is not None:
                     raise error

@@ -211,6 +211,8 @@ class _Turn:
         due = self._due()
         if not self._asked() and (due is None or due > self.view.now):
             return None, self._line("Idle")
+        if annotation(self.view.config, names.STAGED):  # another x-config would have to be staged anew
+            return None, self._line("Checking", "It waits for the rotation of the role on the server.")
         assert self.login is not None and self.user.rotation is not None  # or there is an obstacle
         new = alternate(self.login.username, self.user.username)
         login = {

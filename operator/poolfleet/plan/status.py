@@ -24,6 +24,7 @@ JsonObject = dict[str, Any]
 
 NUMBERS_SECONDS: Final = 15.0  # live numbers move at most this often …
 NUMBERS_CHANGE: Final = 0.1  # … and by at least this part
+ROTATION_MESSAGE_LENGTH: Final = 2048  # the schema's limit
 FORBIDDEN_RETRY_SECONDS: Final = 30.0  # a quota or an admission policy may change without a word to us
 
 # Reasons that pass by themselves.
@@ -55,7 +56,7 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
     fleet = Fleet(view, plan, refusals)
     old = view.status.get("conditions") or ()
     new = conditions.merge(old, fleet_conditions(fleet), view.generation, view.now)
-    lines = sorted((*view.rotations, *plan.logins), key=lambda line: line.secret)
+    lines = _lines(view, plan)
     live = live_numbers(view) | _retiring_now(lines)
     shown = _shown(view.status) | _retiring_shown(view.status, lines)
     moved, again = view.numbers_moved, None
@@ -104,9 +105,16 @@ def conclude(view: PoolView, plan: Plan, refusals: Sequence[Refusal] = ()) -> Co
     return Conclusion(status, events, again, moved, fleet.ready_since)
 
 
+def _lines(view: PoolView, plan: Plan) -> list[RotationLine]:
+    """One line for each Secret that rotates, sorted; of one that is a role's as well as a client's it is the role's."""
+    lines = {line.secret: line for line in (*plan.logins, *view.rotations)}
+    return [lines[secret] for secret in sorted(lines)]
+
+
 def _rotation(line: RotationLine, clients: int | None) -> JsonObject:
     """One item of status.rotations. `clients`: of the login that retires; None: not known."""
-    shown: JsonObject = {"secret": line.secret, "login": line.login, "phase": line.phase, "message": line.message}
+    message = line.message[:ROTATION_MESSAGE_LENGTH]
+    shown: JsonObject = {"secret": line.secret, "login": line.login, "phase": line.phase, "message": message}
     if line.last is not None:
         shown["lastRotationTime"] = timestamp(line.last)
     if line.next is not None:

@@ -177,7 +177,8 @@ async def set_password(
 
     `alive`: whether this process may still act (the lease, the hold); asked right before the statement. Raises Busy,
     Refused and psycopg.Error if the role is surely as it was, Unknown if nobody knows; a caller that cancels does not
-    know either. No error shows the verifier."""
+    know either. He must be ready to: statement_timeout does not hold for a commit that waits for a synchronous
+    standby. No error shows the verifier."""
     from psycopg import sql
 
     if not _VERIFIER.fullmatch(secret):
