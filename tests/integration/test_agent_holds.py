@@ -1,6 +1,5 @@
 """Holds beside a real PgBouncer and a real PostgreSQL (agent/holds.py; design section 4)."""
 
-import re
 import signal
 import threading
 import time
@@ -132,22 +131,25 @@ def test_a_role_s_password_changes_under_load_without_an_error(one: Pod) -> None
 
 
 def test_a_login_under_way_ends_before_the_hold_and_nobody_is_refused(one: Pod) -> None:
-    slow = one.config()
-    ini = re.sub(rb"connect_query='(?:[^']|'')*'", b"connect_query='SELECT pg_sleep(0.2)'", slow["pgbouncer.ini"])
-    assert ini != slow["pgbouncer.ini"]
-    one.configure(slow | {"pgbouncer.ini": ini})
     one.up(shop=5)
-    with Load(one, 3, "SELECT pg_sleep(0.3)") as load:
-        wait_until("a login is under way", lambda: any(row["sv_login"] for row in one.show("SHOW POOLS")))
-        hold(one, "shop")
-        assert one.limits() == {"shop": (5, 5)}
-        fresh = [Query(one) for _ in range(3)]
-        wait_until("they wait", lambda: one.state().databases["shop"].waiting == 6)
-        one.told({"hold": ()}, shop=5)
-        for query in fresh:
-            query.end()
-    assert load.errors == []
-    assert "pause mode" not in one.bouncer.text()
+    wait_until("probed", lambda: one.state().databases["shop"].reachable is True)
+    one.pg.query("ALTER SYSTEM SET pre_auth_delay = 1")  # seconds that each login takes
+    one.pg.query("SELECT pg_reload_conf()")
+    try:
+        wait_until("logins are slow", lambda: one.pg.query("SELECT 1 WHERE current_setting('pre_auth_delay') = '1s'"))
+        with Load(one, 3, "SELECT pg_sleep(0.05)") as load:
+            wait_until("a login is under way", lambda: any(row["sv_login"] for row in one.show("SHOW POOLS")))
+            hold(one, "shop")
+            wait_until("no connection is left", lambda: not any(row["sv_active"] for row in one.show("SHOW POOLS")))
+            before = [Query(one) for _ in range(3)]
+            state = one.told({"hold": ()}, shop=5)
+            assert state.databases["shop"].loaded == 5
+            for query in [*before, *(Query(one) for _ in range(3))]:
+                query.end()
+        assert load.errors == []
+    finally:
+        one.pg.query("ALTER SYSTEM RESET pre_auth_delay")
+        one.pg.query("SELECT pg_reload_conf()")
 
 
 def test_a_hold_ends_by_itself_and_does_not_begin_again_by_the_same_revision(one: Pod) -> None:

@@ -57,6 +57,9 @@ class FakeSecrets:
     def written(self, body: Body) -> None:
         """Nothing is read by name here."""
 
+    def forget(self, namespace: str, name: str) -> None:
+        """Nothing is read by name here."""
+
 
 class FakeAgents:
     def state(self, pod_uid: str) -> None:

@@ -53,6 +53,7 @@ def test_the_numbers_of_a_fleet_follow_its_pods_and_go_with_it() -> None:
     assert lines(f'poolfleet_pool_replicas{{kind="ready",{pool}}} 3.0')
     assert lines('poolfleet_pool_pod_clients{namespace="demo",pod="fleet-b",pool="fleet"} 12.0')
     assert lines(f"poolfleet_pool_cpu_cores{{{pool}}} 0.75")
+    assert lines(f"poolfleet_pool_credentials_current{{{pool}}} -1.0")
     assert lines(f"poolfleet_pool_clients_cut_total{{{pool}}} 0.0"), "so that its first increase is seen"
     metrics.set_fleet("demo", "fleet", FleetNumbers(4, 3, None, {"fleet-a": 20}, None))
     assert not lines("poolfleet_pool_clients{", pool), "too few would make an autoscaler give pods up"

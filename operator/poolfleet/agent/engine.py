@@ -211,7 +211,10 @@ class Engine:
                 log.warning("logins go on while a hold begins", extra={"reason": str(error)})
                 return True
             self._calming, self._due = databases, True
-        return await self.console.quiet_logins(CALM_SECONDS, databases, pace=0.005)
+        if not await self.console.quiet_logins(CALM_SECONDS, databases, pace=0.005):
+            return False
+        self._calming = []
+        return True
 
     def _settled(self) -> bool:
         """What the applied directive wants loaded is loaded, or PgBouncer has refused it."""

@@ -114,6 +114,12 @@ CPU: Final = Gauge(
     ["namespace", "pool"],
     registry=REGISTRY,
 )
+CREDENTIALS: Final = Gauge(
+    "poolfleet_pool_credentials_current",
+    "The condition CredentialsCurrent: 1 while it is True, 0 while False (a rotation that does not go on, too), else -1.",
+    ["namespace", "pool"],
+    registry=REGISTRY,
+)
 CLIENTS_CUT: Final = Counter(
     "poolfleet_pool_clients_cut",
     "Clients that lost their connection because spec.drain.timeoutSeconds was over.",
@@ -178,6 +184,7 @@ class FleetNumbers:
     clients: tuple[int, int] | None  # active, waiting; None: some pod that takes clients cannot be read
     pods: Mapping[str, int]  # clients by the pod's name
     cpu: float | None  # cores; None: no pod says it
+    credentials: bool | None = None  # the condition CredentialsCurrent; None: Unknown
 
 
 _pods_of: dict[tuple[str, str], set[str]] = {}  # PgPool -> its pods
@@ -237,6 +244,7 @@ def set_fleet(namespace: str, pool: str, numbers: FleetNumbers) -> None:
             CLIENTS.labels(*key, state).set(numbers.clients[number])
         else:
             CLIENTS.remove(*key, state)  # too few would be worse than none: an autoscaler would give pods up
+    CREDENTIALS.labels(*key).set(-1 if numbers.credentials is None else numbers.credentials)
     REPLICAS.labels(*key, "desired").set(numbers.desired)
     REPLICAS.labels(*key, "ready").set(numbers.ready)
     CLIENTS_CUT.labels(*key)  # there from the start, so that its first increase is seen
@@ -257,7 +265,7 @@ def drop_fleet(namespace: str, pool: str) -> None:
     pods = _pods_of.pop((namespace, pool), None)
     if pods is None:
         return
-    for metric in (CPU, CLIENTS_CUT):
+    for metric in (CPU, CLIENTS_CUT, CREDENTIALS):
         metric.remove(namespace, pool)
     for state in ("active", "waiting"):
         CLIENTS.remove(namespace, pool, state)

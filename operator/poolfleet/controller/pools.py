@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from poolfleet.api import names
+from poolfleet.api.conditions import CREDENTIALS_CURRENT
 from poolfleet.controller import logins, metrics
 from poolfleet.controller.context import Context, Key
 from poolfleet.controller.metrics import FleetNumbers
@@ -93,7 +94,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     memory.ready_since = conclusion.ready_since
     await _tell(context, body, conclusion)
     context.cuts.told(key.namespace, key.name, view.cuts)
-    _measure(key, view)
+    _measure(key, view, conclusion)
     context.numbers_moved[uid] = conclusion.numbers_moved
     # Its wishes may be others now; the server reconciler writes nothing if they are not.
     context.queue.add(Key(SERVER.plural, *server_name(body)))
@@ -222,7 +223,7 @@ async def _price(context: Context, pod: Pod, cost: int) -> None:
         logger.info("deletion cost not written", extra={"pod": pod.name, "error": str(error)})
 
 
-def _measure(key: Key, view: PoolView) -> None:
+def _measure(key: Key, view: PoolView, conclusion: Conclusion) -> None:
     """Set the exact numbers that Prometheus reads."""
     live = status.live_numbers(view)
     pods = [pod for pod in view.pods if not pod.ended]
@@ -233,9 +234,15 @@ def _measure(key: Key, view: PoolView) -> None:
         clients=None if silent else (live["active"], live["waiting"]),
         pods={pod.name: count for pod in pods if (count := replicas.clients_of(pod)) is not None},
         cpu=replicas.cores(pods),
+        credentials={"True": True, "False": False}.get(_condition(conclusion, CREDENTIALS_CURRENT)),
     )
     metrics.set_fleet(key.namespace, key.name, numbers)
     metrics.set_certificates(key.namespace, key.name, certificates.expiries(view.config_files))
+
+
+def _condition(conclusion: Conclusion, wanted: str) -> str:
+    conditions = conclusion.status["conditions"]
+    return next((str(each["status"]) for each in conditions if each["type"] == wanted), "Unknown")
 
 
 def _of_unreadable(error: Unavailable) -> bool:
