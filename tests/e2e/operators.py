@@ -13,6 +13,7 @@ from tests.e2e import kit, node
 POD = "operator"
 CRASHED = 137  # exit code of a process that a failpoint ended (controller/failpoints.py)
 DEPLOYMENT = "deployment/poolfleet"
+LEASE = "poolfleet-leader"
 
 
 class Process:
@@ -76,8 +77,9 @@ class Operators:
         return started
 
     def lead(self, operator: Process) -> None:
-        """Let this one, the only one that runs, lead at once: the Lease is a dead one's for sure."""
-        self._kubectl.run("-n", kit.SYSTEM_NAMESPACE, "delete", "lease", "poolfleet", "--ignore-not-found")
+        """Wait until this one, the only one that runs, leads: at once, for if the Lease is anybody's he is dead."""
+        if any(process.code is not None for process in self._processes):
+            self._kubectl.run("-n", kit.SYSTEM_NAMESPACE, "delete", "lease", LEASE)
         operator.says("leading as")
 
     def kill(self) -> None:
@@ -87,13 +89,12 @@ class Operators:
             node.sigkill(self._kubectl.get_json("-n", kit.SYSTEM_NAMESPACE, "pod", POD), "python3")
         gone = lambda: all(process.code is not None for process in running)  # noqa: E731
         kit.await_until(gone, 20, "the operators are gone", interval=0.05)
-        self._processes.clear()
 
     def delete(self) -> None:
         """The pod is gone, and whatever runs in it."""
         where = ("-n", kit.SYSTEM_NAMESPACE)
         self._kubectl.run(*where, "delete", "pod", POD, "--ignore-not-found", "--grace-period=1", "--timeout=60s")
-        self._kubectl.run(*where, "delete", "lease", "poolfleet", "--ignore-not-found")
+        self._kubectl.run(*where, "delete", "lease", LEASE, "--ignore-not-found")
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ CPU: Final = Gauge(
 )
 CREDENTIALS: Final = Gauge(
     "poolfleet_pool_credentials_current",
-    "The condition CredentialsCurrent: 1 while it is True, 0 while False (a rotation that does not go on, too), else -1.",
+    "The condition CredentialsCurrent: 1 while it is True, 0 while it is False, else -1.",
     ["namespace", "pool"],
     registry=REGISTRY,
 )

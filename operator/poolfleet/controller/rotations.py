@@ -159,6 +159,8 @@ async def _create(context: Context, key: Key, unit: Unit, seen: Seen, memory: Me
     assert seen.main is not None
     server = f"{key.namespace}/{key.name}"
     login = {"username": rotation.next_username(seen), "password": secrets.token_hex(PASSWORD_BYTES)}
+    if seen.wanted is not None and seen.wanted.strategy == ALTERNATING:  # who disables the former role must know it
+        login |= {"formerUsername": seen.main.login.username, "formerPassword": seen.main.login.password}
     pool = unit.asking[0].partition("/")[2]
     manifest = next_login(unit.secret, unit.namespace, login, rotation.about(unit.secret, server, seen), pool)
     try:
@@ -195,8 +197,8 @@ async def _alter(context: Context, view: ServerView, unit: Unit, seen: Seen, mem
     if not alternating and seen.holders:
         states = await context.agents.ask_now([uid for uid, _ in unit.pods])
         passed = context.clock() - now
-        fresh = [h for h in holders(view, unit, states) if h.left is None or h.left - passed < LEAST_HOLD]
-        if fresh:
+        late = [h for h in holders(view, unit, states) if h.left is None or h.left - passed < LEAST_HOLD]
+        if late or len(states) < len(unit.pods):
             return False  # `decide` waits for them, or gives up
         deadline = now + LEAST_HOLD / 2  # a statement that begins by then has 2 s, and is over before any hold is
     role = seen.following.login.username
@@ -210,11 +212,9 @@ async def _alter(context: Context, view: ServerView, unit: Unit, seen: Seen, mem
             await admin.run(lambda c: set_password(c, role, secret, alive=alive, login=alternating))
     except (Refused, ServerError) as error:
         memory.known = rotation.failed(memory.known, _sentence(error), context.clock())
-    except Busy:
-        words = "Another operator is altering roles on the server."
-        memory.known = rotation.failed(memory.known, words, context.clock())
-    except (Unknown, TimeoutError) as error:
-        logger.warning("rotation: whether the password was set is not known: %s", error, extra=unit.about)
+    except (Busy, Unknown, TimeoutError) as error:
+        # Busy as well: whoever is altering a role may be this rotation's last try, of a process that is gone.
+        logger.warning("rotation: whether the password was set is not known: %r", error, extra=unit.about)
         memory.known = rotation.unknown(memory.known)
     else:
         logger.info("the next password is set", extra={**unit.about, "role": role})
@@ -249,6 +249,7 @@ async def _disable(context: Context, uid: str, role: str, memory: Memory) -> Non
         try:
             async with asyncio.timeout(ALTER_SECONDS):
                 await admin.run(lambda c: disable(c, role, alive=lambda: _leads(context)))
+            memory.known = replace(memory.known, failures=0)
             return
         except (Refused, ServerError, Unknown) as error:
             words = _sentence(error)
@@ -310,7 +311,7 @@ def _wish(wishes: dict[str, PoolWish], unit: Unit, step: Step) -> None:
             continue
         if step.hold:
             wish = replace(wish, hold=wish.hold | frozenset(databases))
-        if step.load and unit.secret in unit.staged.get(pool, ()):
+        if step.load and unit.is_staged(pool):
             wish = replace(wish, staged=False)
         wishes[pool] = wish
 

@@ -20,8 +20,9 @@ from poolfleet.plan.model import Pod
 from poolfleet.plan.objects.meta import annotation
 from poolfleet.plan.objects.secret import decode
 from poolfleet.plan.rotation import ALTERNATING, PASSWORD, Holder, Known, Main, Next, Seen, Wanted
-from poolfleet.plan.secrets import Login, next_role_login
+from poolfleet.plan.secrets import Login, former_login, next_role_login
 from poolfleet.plan.server import ServerView
+from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.tenancy import Standing, standing
 from poolfleet.plan.times import seconds
 from poolfleet.postgres.checks import Questions
@@ -41,7 +42,7 @@ class Unit:
     wanted: Wanted | None = None
     main: Body | None = None
     following: Body | None = None
-    staged: dict[str, list[str]] = field(default_factory=dict)  # PgPool -> Secrets whose next login its x-config has
+    staged: dict[str, list[str]] = field(default_factory=dict)  # PgPool -> what its x-config's annotation STAGED lists
     pods: list[tuple[str, str]] = field(default_factory=list)  # UID and PgPool of the pods that may log in by it
     refusal: str = ""  # what the objects forbid
 
@@ -71,12 +72,26 @@ class Unit:
         if following is not None:
             former = str(managed.read_about(self.following or {}).get("former", ""))
             stored = login is not None and login.username == following.username
-            roles: tuple[str, ...] = (former, following.username) if alternating else (following.username,)
-            idle = (former if stored else following.username) if alternating else ""
-            return Questions(login, following, self.dbname, idle, roles)
+            if not alternating:
+                return Questions(login, following, self.dbname, roles=(following.username,))
+            return Questions(
+                login,
+                following,
+                self.dbname,
+                idle=former if stored else following.username,
+                retire=stored,
+                former=former_login(self.following),
+                roles=(former, following.username),
+            )
         roles = self.wanted.roles if alternating and self.wanted is not None else ()
         idle = next((role for role in roles if login is not None and role != login.username), "")
-        return Questions(login, None, self.dbname, idle, roles or ((login.username,) if login is not None else ()))
+        roles = roles or ((login.username,) if login is not None else ())
+        return Questions(login, None, self.dbname, idle, roles=roles)
+
+    def is_staged(self, pool: str) -> bool:
+        """Whether the pool's x-config holds the next login of this very rotation."""
+        uid = self.following["metadata"]["uid"] if self.following is not None else ""
+        return f"{self.secret}={uid}" in self.staged.get(pool, ())
 
     @property
     def strategy(self) -> str:
@@ -128,7 +143,7 @@ def see(context: Context, view: ServerView, unit: Unit, known: Known) -> Seen:
             login=login,
             refusal=managed.refusal(unit.main),
             created=seconds(unit.main["metadata"].get("creationTimestamp")),
-            rotated=seconds(rotated["at"]) if isinstance(rotated.get("at"), str) else None,
+            rotated=_when(rotated.get("at")),
             obeyed={str(k): str(v) for k, v in obeyed.items()} if isinstance(obeyed, dict) else {},
         )
     upcoming: Next | None = None
@@ -145,11 +160,19 @@ def see(context: Context, view: ServerView, unit: Unit, known: Known) -> Seen:
         wanted=unit.wanted,
         main=main,
         following=upcoming,
-        staged=all(unit.secret in unit.staged.get(pool, ()) for pool in unit.places),
+        staged=all(unit.is_staged(pool) for pool in unit.places),
         holders=tuple(holders(view, unit, {})),
         refusal=unit.refusal,
         known=known,
     )
+
+
+def _when(text: object) -> float | None:
+    """A time that may have been written by hand, in seconds since the epoch."""
+    try:
+        return seconds(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def holders(view: ServerView, unit: Unit, fresh: Mapping[str, AgentState]) -> Iterator[Holder]:
@@ -171,13 +194,18 @@ def holders(view: ServerView, unit: Unit, fresh: Mapping[str, AgentState]) -> It
             pod.name,
             holds=bool(state.mounted),
             staged=newest and wish is not None and state.mounted == wish.config,
-            loaded=newest and wish is not None and state.config == wish.config and _made_for(pod, wish.turn),
+            loaded=newest and wish is not None and state.config == wish.config and _logs_in_as(pod, wish, unit),
             left=min(ends, default=10.0) if len(ends) == len(left) else None,
         )
 
 
-def _made_for(pod: Pod, turn: int) -> bool:
-    return pod.turn == turn and not pod.terminating
+def _logs_in_as(pod: Pod, wish: PoolWish, unit: Unit) -> bool:
+    """Whether the pod was made for the role that the main Secret names, and the pool's x-config names it already."""
+    login = unit.login
+    named = (
+        all(wish.roles.get(name) == frozenset({login.username}) for name in unit.places[wish.pool]) if login else False
+    )
+    return named and pod.turn == wish.turn and not pod.terminating
 
 
 def _rotates(pool: Body) -> bool:
@@ -262,7 +290,8 @@ def _refusal(context: Context, view: ServerView, unit: Unit, server: Body | None
     if unit.strategy == ALTERNATING:
         roles = unit.wanted.roles if unit.wanted is not None else ()
         if following is not None:
-            roles = tuple(dict.fromkeys((*roles, login.username, following.username)))
+            former = str(managed.read_about(unit.following or {}).get("former", ""))
+            roles = tuple(dict.fromkeys((*roles, login.username, following.username, former)))
     if login.username not in roles:
         return f'Secret "{unit.secret}" names "{login.username}", which is none of rotation.roles: {", ".join(roles)}.'
     for role in roles:

@@ -220,7 +220,8 @@ class _Builder:
         self.files = config.files(view, given, users, self.key, max_grant)
         annotations = {USERS: users_annotation(users)}
         if given.staged:
-            annotations[names.STAGED] = ",".join(given.staged)
+            uids = {name: view.next_secrets[name]["metadata"]["uid"] for name in given.staged}
+            annotations[names.STAGED] = ",".join(f"{name}={uid}" for name, uid in uids.items())
         if config.other_roles(view.config_files, self.files):
             self.turn += 1
         if self.turn:

@@ -104,6 +104,7 @@ class Check:
     error: str = ""
     idle: str = ""  # with AlternatingRoles: the role whose sessions were counted
     sessions: int = 0
+    disabled: bool = False  # that role may not log in
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +294,8 @@ class _Password(_Rotation):
         assert seen.following is not None
         check = known.check
         if check is None or not check.works:
-            why = f": {check.error}" if check is not None and check.error else ""
-            return self.look("Checking", f"Whether the next password is set already is being tried{why}.")
+            why = f": {check.error or check.refusal}" if check is not None else "."
+            return self.look("Checking", f"Whether the next password is set already is being tried{why}")
         if check.works == "next":
             if seen.main is None or seen.main.login != seen.following.login:
                 if seen.main is None:
@@ -373,12 +374,14 @@ class _Alternating(_Rotation):
         if main.login.username not in (following.former, following.login.username):
             return self.back(f'Secret "{seen.secret}" names another role by now.')
         if check is None or (not check.works and check.error):
-            why = f": {check.error}" if check is not None and check.error else ""
-            return self.look("Checking", f"Whether the next role can log in already is being tried{why}.")
+            why = f": {check.error}" if check is not None else "."
+            return self.look("Checking", f"Whether the next role can log in already is being tried{why}")
         if check.works == "next":
             return self.say("Storing", effect=Effect.STORE)
         if check.refusal:
             return self.back(check.refusal)
+        if check.works != "main":  # nothing shows that the pool may use the role, or one that stands in for it
+            return self.back(f'The password in Secret "{seen.secret}" does not log in.')
         return self.say("Setting", effect=Effect.ALTER)
 
     def retiring(self, former: str) -> Step:
@@ -390,9 +393,15 @@ class _Alternating(_Rotation):
         if known.failure and known.failed + backoff(known) > seen.now:
             again = known.failed + backoff(known) - seen.now
             return self.say("Retiring", known.failure, reason=Reason.ROTATION_FAILED, again=again)
+        if seen.refusal:
+            return self.back(f'Role "{former}" is not disabled: {seen.refusal}')
         if check is None or check.error or check.idle != former:
-            why = f": {check.error}" if check is not None and check.error else ""
-            return self.look("Retiring", f'Sessions of "{former}" are being looked for{why}.')
+            why = f": {check.error}" if check is not None and check.error else "."
+            return self.look("Retiring", f'Sessions of "{former}" are being looked for{why}')
+        if check.disabled:
+            return self.say("Retiring", effect=Effect.REMOVE)
+        if check.refusal:
+            return self.back(f'Role "{former}" is not disabled: {check.refusal}')
         if check.sessions:
             words = f'"{former}" still has {check.sessions} sessions; it is disabled when there are none.'
             return self.look("Retiring", words, every=SESSIONS_SECONDS)

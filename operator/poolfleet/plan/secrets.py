@@ -53,9 +53,20 @@ def next_role_login(following: Mapping[str, Any] | None) -> Login | None:
     """The next login of a role on the server, from the Secret that a rotation keeps it in; None if it is none."""
     if following is None or read_about(following).get("kind") != "role":
         return None
-    data = decode(following)
+    login = _login_of(following, "username", "password")
+    # What a rotation makes is ASCII; a verifier of anything else would need SASLprep (postgres/passwords.py).
+    return login if login is not None and login.password and login.password.isascii() else None
+
+
+def former_login(following: Mapping[str, Any] | None) -> Login | None:
+    """The login that a rotation replaces, as its Secret keeps it; None if it does not."""
+    return None if following is None else _login_of(following, "formerUsername", "formerPassword")
+
+
+def _login_of(secret: Mapping[str, Any], username: str, password: str) -> Login | None:
+    data = decode(secret)
     try:
-        return Login(data["username"].decode(), data["password"].decode())
+        return Login(data[username].decode(), data[password].decode())
     except (KeyError, UnicodeDecodeError):
         return None
 

@@ -7,7 +7,7 @@ from poolfleet.plan.role_limits import not_ours
 from poolfleet.plan.rotation import Check
 from poolfleet.plan.secrets import Login as Credentials
 from poolfleet.postgres.connection import Admin, ServerError
-from poolfleet.postgres.passwords import RoleFacts, logs_in, role_facts, sessions_of
+from poolfleet.postgres.passwords import RoleFacts, logs_in, nobody_alters, role_facts, sessions_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class Questions:
     following: Credentials | None
     dbname: str  # a database on the server that the role may connect to
     idle: str = ""  # with AlternatingRoles: the role whose sessions are to be counted
+    retire: bool = False  # that role is to be disabled
+    former: Credentials | None = None  # and this is its login, as far as it is known
     roles: tuple[str, ...] = field(default=())  # those that are altered, and must have the same rights
 
 
@@ -32,10 +34,18 @@ async def check(admin: Admin, ask: Questions, clock: Callable[[], float]) -> Che
 
 
 async def _check(admin: Admin, ask: Questions, clock: Callable[[], float]) -> Check:
+    # A password that somebody has just set may be invisible still, while the commit waits for a standby; he has this
+    # lock until then. What is tried afterwards is final.
+    if not await admin.run(nobody_alters):
+        return Check(clock(), error="somebody is altering roles on the server", idle=ask.idle)
     facts = await admin.run(lambda connection: role_facts(connection, ask.roles))
     sessions = await admin.run(lambda connection: sessions_of(connection, ask.idle)) if ask.idle else 0
     works = await _works(admin, ask, facts)
-    return Check(clock(), works, _refusal(ask, facts, works), idle=ask.idle, sessions=sessions)
+    refusal = _refusal(ask, facts, works)
+    disabled = ask.idle in facts and not facts[ask.idle].can_login
+    if ask.retire and not disabled and not refusal and not await _is_known(admin, ask):
+        refusal = f'the valid password of "{ask.idle}" is not known.'
+    return Check(clock(), works, refusal, idle=ask.idle, sessions=sessions, disabled=disabled)
 
 
 async def _works(admin: Admin, ask: Questions, facts: dict[str, RoleFacts]) -> str:
@@ -47,6 +57,13 @@ async def _works(admin: Admin, ask: Questions, facts: dict[str, RoleFacts]) -> s
         if await logs_in(tried, ask.dbname):
             return name
     return "neither"
+
+
+async def _is_known(admin: Admin, ask: Questions) -> bool:
+    """Whether the login of the role that is to be disabled is at hand: nobody else's is disabled."""
+    if ask.former is None or ask.former.username != ask.idle:
+        return False
+    return await logs_in(replace(admin.login, username=ask.idle, password=ask.former.password), ask.dbname)
 
 
 def _refusal(ask: Questions, facts: dict[str, RoleFacts], works: str) -> str:

@@ -194,6 +194,13 @@ async def disable(connection: "psycopg.AsyncConnection[Any]", role: str, *, aliv
     await _alter(connection, role, sql.Composed([sql.SQL("NOLOGIN PASSWORD NULL")]), alive)
 
 
+async def nobody_alters(connection: "psycopg.AsyncConnection[Any]") -> bool:
+    """Whether no operator is altering roles on this server. Raises psycopg.Error."""
+    async with connection.transaction():
+        row = await (await connection.execute(_TRY_LOCK, (LOCK,))).fetchone()
+    return row is not None and bool(row[0])
+
+
 async def sessions_of(connection: "psycopg.AsyncConnection[Any]", role: str) -> int:
     """How many sessions log in as `role` has now; PostgreSQL shows the names to everybody. Raises psycopg.Error."""
     row = await (await connection.execute(_SESSIONS, (role,))).fetchone()
