@@ -97,9 +97,12 @@ class Rotating(RuleBasedStateMachine):
         self.now = NOW
         self.count = 0
         self.fuse = -1  # points until the operator crashes; negative: it does not
-        self.known, self.following_seen = Known(), 0  # controller/rotation_state.py Memory
-        self.checking: tuple[int, Check] | None = None  # a CHECK that is under way
+        # controller/rotation_state.py Memory: what `known` was found out about
+        self.known, self.about = Known(), (0, Login("", ""))
+        self.checking: tuple[tuple[int, Login], Check] | None = None  # a CHECK that is under way
         self.following: NextSecret | None = None
+        self.main = Main(Login(ROLE, "first"), "", NOW, None, {})
+        self.config = Config(self.main.login)
         self.pods: list[Pod] = []
         self.leaving: dict[str, int] = {}  # role -> sessions of pods that are gone
         self.pending: Login | None = None  # an ALTER whose COMMIT waits; it has the advisory lock
@@ -121,8 +124,6 @@ class Rotating(RuleBasedStateMachine):
         self.wanted: Wanted | None = Wanted(self.strategy, 600.0 if interval else None, roles, {"main": "1"})
         self.spec = self.wanted
         self.roles = {ROLE: Role("first"), OTHER: Role(None, False), STRANGER: Role("secret")}
-        self.main = Main(Login(ROLE, "first"), "", self.now, None, {})
-        self.config = Config(self.main.login)
         for _ in range(pods):
             self.a_pod_is_born()
         self.turn_of_the_operator(stale=False, outcome="done")
@@ -181,7 +182,7 @@ class Rotating(RuleBasedStateMachine):
             and Next(following.login, following.created, following.strategy, following.former.username),
             staged=following is not None and self.config.staged == following.uid,
             holders=tuple(pod.seen or Holder(pod.name, known=False) for pod in self.pods),
-            refusal=self.refusal,
+            refusal=self.refusal or (self.strategy == ALTERNATING and self.main.login.username == STRANGER and "no") or "",
             known=self.known,
         )
 
@@ -201,15 +202,15 @@ class Rotating(RuleBasedStateMachine):
 
     @rule()
     def another_leader(self) -> None:
-        self.known, self.following_seen, self.checking, self.fuse = Known(), 0, None, -1
+        self.known, self.checking, self.fuse = Known(), None, -1
         for pod in self.pods:
             pod.seen = None
 
     def reconcile(self, stale: bool, outcome: str) -> None:
-        uid = self.following.uid if self.following else 0
-        if self.following_seen != uid:
-            self.following_seen = uid
-            self.known = replace(self.known, check=None, holding=None)
+        about = (self.following.uid if self.following else 0, self.main.login)
+        if self.about != about:
+            holding = self.known.holding if self.about[0] == about[0] else None
+            self.known, self.about = replace(self.known, check=None, holding=holding), about
         while True:
             seen = self.see(stale)
             step = rotation.decide(seen)
@@ -217,7 +218,7 @@ class Rotating(RuleBasedStateMachine):
             assert not (step.load and step.hold)
             assert (step.known.holding is not None) == step.hold
             if step.effect is Effect.CHECK:
-                self.checking = self.checking or (uid, self.look())
+                self.checking = self.checking or (about, self.look())
             if step.effect not in (Effect.CREATE, Effect.ALTER):
                 break
             self.reach()
@@ -240,7 +241,7 @@ class Rotating(RuleBasedStateMachine):
         assert about["former"] == self.main.login.username
         self.following = NextSecret(self.number(), login, self.now, about["strategy"], self.main.login, obeys)
         self.reach()
-        self.following_seen = self.following.uid
+        self.about = (self.following.uid, self.main.login)
         check = None if about["strategy"] == ALTERNATING else replace(seen.known.check, works="main")
         self.known = replace(self.known, check=check)
 
@@ -249,9 +250,8 @@ class Rotating(RuleBasedStateMachine):
         assert following is not None and self.known.check is not None
         assert not seen.refusal and not self.known.check.refusal
         assert self.known.check.works == "main", "nothing shows that the role is theirs"
-        assert following.login.username == (OTHER if seen.main and seen.main.login.username == ROLE else ROLE) or (
-            following.strategy == PASSWORD
-        )
+        assert seen.main is not None
+        assert (following.login.username == seen.main.login.username) == (following.strategy == PASSWORD)
         if following.strategy == PASSWORD:
             assert all(h.left is not None and h.left >= rotation.LEAST_HOLD for h in seen.holders), "not all hold"
             lefts = [pod.left(self.now) if pod.reachable and pod.loaded else None for pod in self.pods]
@@ -306,9 +306,9 @@ class Rotating(RuleBasedStateMachine):
     def the_check_is_done(self) -> None:
         """In its own time: what was seen may be old by now."""
         if self.checking is not None:
-            uid, check = self.checking
+            about, check = self.checking
             self.checking = None
-            if uid == self.following_seen:
+            if about == self.about:
                 self.known = replace(self.known, check=check)
 
     def tell(self, step: Step) -> None:
@@ -512,6 +512,7 @@ class Rotating(RuleBasedStateMachine):
 
     @invariant()
     def nobody_else_is_touched(self) -> None:
+        """Not even what may be altered, by one who never knew its password."""
         if self.count:
             assert self.roles[STRANGER] == Role("secret")
             assert self.strategy == ALTERNATING or self.roles[OTHER] == Role(None, False)

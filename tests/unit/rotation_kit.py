@@ -1,4 +1,4 @@
-"""A server whose role rotates, with a fake API server, fake agents and a fake PostgreSQL, for the tests of controller/rotations.py."""
+"""A server whose role rotates, with a fake API server, agents and PostgreSQL (controller/rotations.py)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -154,7 +154,7 @@ class House:
     def pods(self, *pods: Pod, staged: bool = True, **more: Any) -> None:
         self.seen = view(*pods, entries=tuple(each.uid for each in pods), wishes=(wish(staged=staged, **more),))
 
-    def config(self, staged: str = "role") -> None:
+    def config(self, staged: str = "role=uid-role-next") -> None:
         metadata = {"name": "shop-config", "namespace": "demo", "annotations": {names.STAGED: staged}}
         self.put({"metadata": metadata})
 
@@ -176,6 +176,11 @@ class House:
                 return turn
             await asyncio.gather(*tasks)
         raise AssertionError("it never ends to check")
+
+
+def later(turn: Turn) -> list[str]:
+    """What is left to be done when the pods were told."""
+    return [step.effect.value for _, _, step in turn.later if step.effect is not None]
 
 
 def make_house(monkeypatch: pytest.MonkeyPatch) -> House:

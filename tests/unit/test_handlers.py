@@ -1,5 +1,6 @@
 """Which PgPools and PgServers are looked at because of which object."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +122,44 @@ def test_a_users_secret_leads_to_all_that_name_it(house: House) -> None:
     assert house.after(SECRET, body("nobodys")) == set()
     house.observer.secret_changed("demo", "ca")
     assert house.keys() == BOTH
+
+
+@pytest.mark.parametrize(
+    ("about", "woken"),
+    [
+        ({"kind": "role", "secret": "app", "server": "demo/db"}, {"pgpools/shop", "pgservers/db"}),
+        ({"kind": "user", "secret": "app", "pool": "shop"}, {"pgpools/shop"}),
+        ({"secret": "nobodys", "server": 7}, set()),
+        ([], set()),
+    ],
+)
+def test_the_secret_of_a_rotation_leads_to_all_that_name_the_one_that_it_is_for(
+    house: House, about: object, woken: set[str]
+) -> None:
+    following = body("app-next", annotations={names.NEXT: json.dumps(about)})
+    assert house.after(SECRET, following) == woken
+    house.observer.gone(SECRET, following)
+    assert house.keys() == woken
+
+
+@pytest.mark.parametrize(
+    ("labels", "synced", "taken"),
+    [
+        ({names.LABEL_WATCH: "true"}, True, True),
+        ({names.LABEL_WATCH: "true"}, False, False),  # no watch would show what others make of it
+        ({names.LABEL_MANAGED_BY: names.MANAGED_BY}, False, True),
+        ({}, True, False),
+    ],
+)
+def test_an_own_write_is_taken_in_where_a_later_one_would_be_seen(
+    house: House, labels: dict[str, str], synced: bool, taken: bool
+) -> None:
+    if synced:
+        house.store.mark_synced(SECRET.plural)
+    house.observer.written(SECRET, body("app", labels=labels))
+    assert (house.store.get(SECRET.plural, "demo", "app") is not None) is taken
+    house.observer.written(POD, body("pod"))
+    assert house.store.get(POD.plural, "demo", "pod") is not None
 
 
 def test_what_is_not_new_wakes_nobody(house: House) -> None:

@@ -305,3 +305,75 @@ def test_a_role_without_room_in_postgresql_holds_raises_back_but_no_shrink() -> 
     large = Ledger(1, (entry(bound=19, grant=19),))
     cut = advance(world(large, pod(state=answer(loaded=19), directive=told("p1", 1, 19)), budget=10, **blocked))
     assert cut.entries[0].grant == 9
+
+
+# Holds, and configurations that are at hand but not loaded
+
+STEADY = Ledger(3, (entry("p1", 19, 19, 3),))
+
+
+def holding(state: AgentState | None = None, turn: int = 0, **directive: object) -> Pod:
+    """A pod that has what the ledger STEADY says."""
+    state = state or answer("p1", 3, 19, 19)
+    return pod("p1", state, directive={**told("p1", 3, 19), **directive}, turn=turn)
+
+
+def told_next(w: World) -> Any:
+    """The directive of the next step; None if there is none."""
+    found = [directive for _, directive in orders(w, advance(w))]
+    return found[0] if found else None
+
+
+def test_a_hold_is_told_at_once_and_its_end_as_well() -> None:
+    held = (replace(WISH, hold=frozenset({"a", "gone"})),)
+    first = told_next(world(STEADY, holding(), wishes=held))
+    assert (first.rev, first.hold, first.grant, first.config) == (4, ("a",), {"a": 19}, "c1")
+    assert told_next(world(STEADY, holding(hold=["a"]), wishes=held)) is None
+    last = told_next(world(STEADY, holding(hold=["a"])))
+    assert (last.rev, last.hold, last.grant) == (4, (), {"a": 19})
+
+
+def test_a_hold_waits_for_no_proof_of_anything_else() -> None:
+    shrinking = Ledger(3, (entry("p1", 19, 9, 3),))
+    held = (replace(WISH, hold=frozenset({"a"})),)
+    first = told_next(world(shrinking, holding(), wishes=held, budget=10))
+    assert (first.hold, first.grant) == (("a",), {"a": 9})
+
+
+def test_what_is_staged_is_told_once_and_not_to_be_loaded() -> None:
+    staged = (replace(WISH, config="c2", staged=True),)
+    first = told_next(world(STEADY, holding(), wishes=staged))
+    assert (first.config, first.stage) == ("c1", "c2")
+    assert told_next(world(STEADY, holding(stage="c2"), wishes=staged)) is None
+    loading = told_next(world(STEADY, holding(stage="c2"), wishes=(replace(WISH, config="c2"),)))
+    assert (loading.config, loading.stage) == ("c2", "")
+
+
+@pytest.mark.parametrize(
+    ("mounted", "since", "again"), [("c2", 0.0, False), ("c1", 0.0, True), ("c1", 98.0, False), ("", 0.0, False)]
+)
+def test_who_has_not_mounted_what_is_staged_is_told_again_if_he_can(mounted: str, since: float, again: bool) -> None:
+    staged = (replace(WISH, config="c2", staged=True),)
+    state = replace(answer("p1", 3, 19, 19), mounted=mounted)
+    ledger = Ledger(3, (entry("p1", 19, 19, 3, since=since),))
+    assert (told_next(world(ledger, holding(state, stage="c2"), wishes=staged)) is not None) is again
+
+
+def test_a_new_pod_waits_while_what_there_is_must_not_be_loaded() -> None:
+    staged = (replace(WISH, config="c2", staged=True),)
+    assert told_next(world(Ledger(), pod(), wishes=staged)).config == ""
+
+
+def test_a_pod_that_was_made_for_other_roles_keeps_its_configuration() -> None:
+    """PgBouncer would end its sessions if it loaded another `user=`."""
+    turned = (replace(WISH, config="c2", turn=1),)
+    assert told_next(world(STEADY, holding(), wishes=turned)) is None
+    assert told_next(world(STEADY, holding(turn=1), wishes=turned)).config == "c2"
+    held = (replace(turned[0], hold=frozenset({"a"})),)
+    assert told_next(world(STEADY, holding(), wishes=held)).config == "c1"
+    assert told_next(world(Ledger(), pod(turn=1), wishes=turned)).config == "c2"
+
+
+def test_pods_without_a_pool_load_and_hold_nothing() -> None:
+    w = world(STEADY, holding(), wishes=())
+    assert (w.config_of(w.pods[0]), w.stage_of(w.pods[0]), w.hold_of(w.pods[0], ["a"])) == ("", "", ())

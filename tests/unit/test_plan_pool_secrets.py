@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 import pytest
 
+from poolfleet.api import names
 from poolfleet.api.conditions import Reason
 from poolfleet.plan import config
-from poolfleet.plan.pool import plan
-from poolfleet.plan.secrets import Login, credentials, former_users, userlist
+from poolfleet.plan.managed import next_login
+from poolfleet.plan.objects.meta import annotation
+from poolfleet.plan.pool import Plan, plan
+from poolfleet.plan.secrets import Login, credentials, former_users, next_role_login, userlist
 from tests.certificates import Authority
 from tests.unit.pool_fixtures import KEY, NOW, SECRETS, Body, data, of, pool_body, server_body, settled, view
 
@@ -167,3 +170,99 @@ def test_the_key_is_kept_while_anything_remembers_it() -> None:
 def test_the_fleet_takes_its_clients_with_one_pod_lost(total: int, replicas: int, each: int) -> None:
     assert config.client_connections(total, replicas) == each
     assert replicas < 2 or each * (replicas - 1) >= total
+
+
+# Logins on the server: a next password is staged, another role needs other pods
+
+ROLE: Mapping[str, Mapping[str, bytes] | None] = {**SECRETS, "role": {"username": b"app", "password": b"old"}}
+
+
+def forced(rotation: Body | None = None) -> Body:
+    database: Body = {"name": "shop", "credentialsSecretRef": {"name": "role"}}
+    return pool_body(databases=[database if rotation is None else {**database, "rotation": rotation}])
+
+
+def next_secret(username: str = "app", password: str = "new", uid: str = "uid-next") -> Body:
+    about = {"kind": "role", "secret": "role"}
+    body = next_login("role", "demo", {"username": username, "password": password}, about, "shop")
+    return {**body, "metadata": {**body["metadata"], "uid": uid}}
+
+
+def live(planned: Plan) -> dict[tuple[str, str], Body]:
+    return {(obj["kind"], obj["metadata"]["name"]): obj for obj in planned.wanted}
+
+
+def noted(planned: Plan) -> tuple[str | None, str | None, str | None]:
+    """x-config's annotations STAGED and TURN, and the turn of the pods' template."""
+    secret, template = of(planned, "Secret", "shop-config"), of(planned, "Deployment")["spec"]["template"]
+    return annotation(secret, names.STAGED), annotation(secret, names.TURN), annotation(template, names.TURN)
+
+
+def test_a_next_password_is_staged_and_rolls_nothing() -> None:
+    before = plan(view(forced(), secrets=ROLE))
+    assert noted(before) == (None, None, None)
+    staged = plan(view(forced(), secrets=ROLE, live=live(before), next_secrets={"role": next_secret()}))
+    assert noted(staged) == ("role=uid-next", None, None)
+    assert "password='new'" in data(of(staged, "Secret", "shop-config"))["pgbouncer.ini"]
+    stored = {**ROLE, "role": {"username": b"app", "password": b"new"}}
+    after = plan(view(forced(), secrets=stored, live=live(staged), next_secrets={"role": next_secret()}))
+    assert noted(after) == (None, None, None)
+    files = [of(each, "Secret", "shop-config")["data"] for each in (staged, after)]
+    assert files[0] == files[1]  # what is in force is what was staged
+    templates = [of(each, "Deployment")["spec"]["template"] for each in (before, staged, after)]
+    assert templates[0] == templates[1] == templates[2]
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        next_secret("other"),  # of AlternatingRoles: it comes with the main Secret
+        next_secret(password="ü"),
+        next_secret(password=""),
+        {**next_secret(), "data": {}},
+        {**next_secret(), "metadata": {**next_secret()["metadata"], "annotations": {}}},
+    ],
+)
+def test_what_is_no_next_password_is_not_staged(following: Body) -> None:
+    planned = plan(view(forced(), secrets=ROLE, next_secrets={"role": following}))
+    assert noted(planned) == (None, None, None)
+    assert "password='old'" in data(of(planned, "Secret", "shop-config"))["pgbouncer.ini"]
+
+
+def test_another_role_is_a_turn_and_needs_other_pods() -> None:
+    planned = plan(view(forced(), secrets=ROLE))
+    for turn, name in (("1", b"green"), ("2", b"blue")):
+        changed = {**ROLE, "role": {"username": name, "password": b"old"}}
+        first = plan(view(forced(), secrets=changed, live=live(planned)))
+        assert noted(first) == (None, turn, turn)
+        again = plan(view(forced(), secrets=changed, live=live(first)))
+        assert noted(again) == (None, turn, turn)
+        templates = [of(each, "Deployment")["spec"]["template"] for each in (planned, first)]
+        assert templates[0] != templates[1]
+        planned = again
+
+
+def test_a_database_that_comes_or_goes_is_no_turn() -> None:
+    """Nobody has sessions that would change their role. A login of its own instead of the clients' is another role."""
+    more = [*forced()["spec"]["databases"], {"name": "late", "credentialsSecretRef": {"name": "second"}}]
+    secrets = {**ROLE, "second": {"username": b"x", "password": b"y"}}
+    first = plan(view(forced(), secrets=ROLE))
+    both = plan(view(pool_body(databases=more), secrets=secrets, live=live(first)))
+    assert noted(both) == (None, None, None)
+    assert noted(plan(view(forced(), secrets=ROLE, live=live(both)))) == (None, None, None)
+    assert noted(plan(view(pool_body(), live=live(first)))) == (None, "1", "1")
+
+
+def test_the_turn_outlives_a_deleted_configuration() -> None:
+    changed = {**ROLE, "role": {"username": b"green", "password": b"old"}}
+    turned = plan(view(forced(), secrets=changed, live=live(plan(view(forced(), secrets=ROLE)))))
+    last = of(turned, "Secret", "shop-config")
+    again = plan(view(forced(), secrets=changed, last_config=last))
+    assert noted(again) == (None, "1", "1")
+
+
+def test_the_next_login_of_a_role() -> None:
+    assert next_role_login(next_secret()) == Login("app", "new")
+    assert next_role_login(None) is None
+    user = next_login("role", "demo", {"username": "app", "password": "new"}, {"kind": "user"}, "shop")
+    assert next_role_login(user) is None

@@ -9,24 +9,21 @@ import pytest
 
 from poolfleet.api import names
 from poolfleet.controller.rotation_state import Memory, Rotations
-from poolfleet.controller.rotations import Turn, finish
+from poolfleet.controller.rotations import finish
 from poolfleet.kube.errors import ApiError, Conflict, Forbidden, NotFound, NotLeader, Unavailable
 from poolfleet.kube.kinds import POOL, SECRET
+from poolfleet.plan.secrets import Login, former_login, next_role_login
 from poolfleet.postgres.connection import ServerError
 from poolfleet.postgres.passwords import Refused, Unknown
 from poolfleet.postgres.roles import Busy
-from tests.unit.rotation_kit import POOL_KEY, FakeAdmin, House, make_house
+from tests.unit.pool_fixtures import Body
+from tests.unit.rotation_kit import POOL_KEY, FakeAdmin, House, later, make_house
 from tests.unit.test_units import KEY, TWO, answer, following, pod, pool, secret
 
 
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> House:
     return make_house(monkeypatch)
-
-
-def later(turn: Turn) -> list[str]:
-    """What is left to be done when the pods were told."""
-    return [step.effect.value for _, _, step in turn.later if step.effect is not None]
 
 
 async def test_a_rotation_begins_with_a_look_and_then_the_next_secret(house: House) -> None:
@@ -116,7 +113,6 @@ async def test_without_pods_nobody_is_asked(house: House) -> None:
     [
         (Refused('role "app" could not be altered: denied'), 'Role "app" could not be altered: denied.'),
         (ServerError("h:1: no route", refused=False), "H:1: no route."),
-        (Busy(), "Another operator is altering roles on the server."),
     ],
 )
 async def test_a_password_that_was_surely_not_set_is_dropped(house: House, error: Exception, says: str) -> None:
@@ -134,7 +130,7 @@ async def test_a_password_that_was_surely_not_set_is_dropped(house: House, error
     assert house.done[-1] == "create"
 
 
-@pytest.mark.parametrize("error", [Unknown("no answer"), TimeoutError()])
+@pytest.mark.parametrize("error", [Unknown("no answer"), TimeoutError(), Busy()])
 async def test_what_nobody_knows_is_tried(house: House, error: Exception) -> None:
     house.underway(pod(state=answer(9.0)))
     house.agents.fresh = {"a": answer(9.0)}
@@ -159,7 +155,7 @@ async def test_without_an_admin_nothing_is_done(house: House) -> None:
     turn = await house.turn()
     assert (house.done, turn.later) == ([], [])
     await house.turn()
-    assert house.words == "Whether the next password is set already is being tried: no admin login."
+    assert house.words == "Whether the next password is set already is being tried: no admin login"
 
 
 # After the pods were told
@@ -236,25 +232,66 @@ async def test_an_idle_role_gets_a_password_without_any_hold(house: House) -> No
     assert (turn.load, turn.view.world.wishes[0].hold) == (False, frozenset())
 
 
-async def test_the_former_role_ends_when_every_pod_is_new_and_no_session_is_left(house: House) -> None:
+async def test_the_next_secret_of_two_roles_keeps_the_login_that_it_replaces(house: House) -> None:
+    """Only who knows its password disables a role."""
     house.ask(TWO)
-    house.put(secret(login=("green", "2")), following(("green", "2"), strategy="AlternatingRoles", former="blue"))
-    house.pods(pod(state=answer(None)), staged=False)
-    house.found = {"sessions": 3}
+    house.put(secret(login=("blue", "1")))
+    await house.turn()
+    made = house.context.store.get(SECRET.plural, "demo", "role-next")
+    assert next_role_login(made) is not None and former_login(made) == Login("blue", "1")
+
+
+def retiring(house: House, *, role: str = "green", **changes: Any) -> None:
+    """The new login is stored, the pods are replaced or not."""
+    house.ask(TWO)
+    late = following(("green", "2"), strategy="AlternatingRoles", former="blue")
+    house.put(secret(login=("green", "2")), late)
+    state = answer(None, **changes)
+    house.pods(pod(state=state), staged=False, roles={"shop": frozenset({role})})
+
+
+async def test_the_former_role_ends_when_every_pod_is_new_and_no_session_is_left(house: House) -> None:
+    retiring(house)
     await house.turn()
     assert (house.done, house.phases) == ([], ["Rolling"])
-    house.pods(pod(state=answer(None, config="c1")), staged=False)
+    retiring(house, config="c1", role="blue")  # what they have loaded is x-config from before the new login was stored
+    await house.turn()
+    assert (house.done, house.phases) == ([], ["Rolling"])
+    house.found = {"sessions": 3}
+    retiring(house, config="c1")
     await house.turn()
     assert house.words == '"blue" still has 3 sessions; it is disabled when there are none.'
     house.found = {}
     house.fails = Refused("denied")
-    turn = await house.turn(6.0)
-    await finish(house.context, KEY, turn)
+    await finish(house.context, KEY, await house.turn(6.0))
     assert house.done[-1] == "disable"  # the next Secret stays
     await house.turn()
     assert house.words == 'Role "blue" is not disabled: Denied.'
     await finish(house.context, KEY, await house.turn(16.0))
     assert house.calls[-2:] == [("disable", "blue"), ("delete", ("role-next", "uid-role-next"))]
+
+
+@pytest.mark.parametrize("found", [{"refusal": "it is SUPERUSER."}, {"refusal": "not known.", "sessions": 1}])
+async def test_a_former_role_that_must_not_be_disabled_is_told(house: House, found: Body) -> None:
+    retiring(house, config="c1")
+    house.found = found
+    turn = await house.turn()
+    assert (later(turn), house.done, house.phases) == ([], ["check"], ["Blocked"])
+    assert house.words == f'Role "blue" is not disabled: {found["refusal"]}'
+
+
+async def test_a_former_role_that_cannot_log_in_any_more_is_left(house: House) -> None:
+    retiring(house, config="c1")
+    house.found = {"disabled": True, "refusal": "not known."}
+    assert (later(await house.turn()), house.done) == (["remove"], ["check"])
+
+
+async def test_an_idle_role_is_not_altered_for_who_does_not_know_the_other_one(house: House) -> None:
+    house.ask(TWO)
+    house.put(secret(login=("blue", "1")), following(("green", "2"), strategy="AlternatingRoles", former="blue"))
+    house.works = "neither"
+    assert later(await house.turn()) == ["remove"]
+    assert house.done == ["check"]
 
 
 # Several

@@ -140,3 +140,29 @@ async def test_without_an_answer_the_old_content_stays_for_the_refresh_and_an_er
     house.clock.now += REREAD
     with pytest.raises(Unavailable):
         await house.password()
+
+
+async def test_an_own_write_counts_at_once_and_is_told(house: House) -> None:
+    house.api.put("app", 1)
+    await house.password()
+    house.api.put("app", 2)
+    house.secrets.written(house.api.secrets["app"])
+    assert (await house.password(), house.api.reads, house.changed) == ("v2", 1, [("demo", "app")])
+    house.clock.now += REREAD
+    await house.secrets.refresh()
+    assert house.changed == [("demo", "app")]  # it is what was written
+
+
+async def test_an_own_write_of_what_nobody_reads_is_not_kept(house: House) -> None:
+    house.api.put("app", 1)
+    house.secrets.written(house.api.secrets["app"])
+    assert (house.changed, house.secrets._cache) == ([], {})
+
+
+async def test_what_was_deleted_is_read_anew(house: House) -> None:
+    house.api.put("app", 1)
+    await house.password()
+    del house.api.secrets["app"]
+    house.secrets.forget("demo", "app")
+    assert await house.password() is None
+    house.secrets.forget("demo", "never-read")

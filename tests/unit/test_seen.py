@@ -75,6 +75,14 @@ def test_a_pod_leaves_from_when_it_was_deleted_not_from_the_end_of_its_grace() -
     assert pod_of(body, None, None).leaving_since == 1_800_000_000.0
 
 
+@pytest.mark.parametrize(("text", "turn"), [(None, 0), ("3", 3), ("", 0), ("three", 0), ("9" * 30, 0)])
+def test_the_roles_that_a_pod_was_made_for(text: str | None, turn: int) -> None:
+    body = pod("p1")
+    if text is not None:
+        body["metadata"]["annotations"][names.TURN] = text
+    assert pod_of(body, None, None).turn == turn
+
+
 def test_limits_of_the_databases_on_the_server() -> None:
     body = pool(
         databases=[{"name": "shop", "serverDatabase": "main"}, {"name": "shop_session", "serverDatabase": "main"}]

@@ -1,7 +1,8 @@
 """The server reconciler at its edges: what it looks at, in which order it writes and tells, and what it lets go."""
 
+import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
@@ -17,10 +18,12 @@ from poolfleet.controller.queue import KeyedQueue
 from poolfleet.controller.roles import Roles
 from poolfleet.controller.secrets import Secrets
 from poolfleet.controller.store import Store
+from poolfleet.controller.worlds import observe
 from poolfleet.kube.client import Kube
 from poolfleet.kube.errors import Conflict, Forbidden, NotFound
 from poolfleet.kube.events import Recorder
 from poolfleet.kube.kinds import NODE, POD, POOL, SECRET, SERVER, Kind
+from poolfleet.plan.world import Ledger, World
 from tests.unit.pool_fixtures import KEY, SETTINGS, Body, pool_body, settled
 
 NOW = 1_800_000_000.0
@@ -35,9 +38,12 @@ class FakeKube:
     store: Store
     calls: list[tuple[str, Any]] = field(default_factory=list)
     nodes: dict[str, Body] = field(default_factory=dict)
+    patches: list[list[Body]] = field(default_factory=list)
     conflict: bool = False
     forbidden: bool = False
     version: int = 1000
+    slow: asyncio.Event | None = None  # annotations wait for it
+    refused: bool = False  # an annotation is another one by now
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Body:
         assert kind == NODE
@@ -60,6 +66,11 @@ class FakeKube:
 
     async def json_patch(self, kind: Kind, namespace: str, name: str, patch: list[Body], *, manager: str) -> Body:
         self.calls.append(("annotation", (name, patch[-1]["value"])))
+        self.patches.append(patch)
+        if self.slow is not None:
+            await self.slow.wait()
+        if self.refused:
+            raise Conflict("changed", 409)
         return {}
 
 
@@ -305,3 +316,94 @@ async def test_what_a_younger_one_has_given_out_is_not_given_out_again(house: Ho
     for _ in range(5):
         await house.step()
     assert house.status()["granted"] == 87 - 80 - 1  # its reserve stays
+
+
+# Telling a pod
+
+
+async def told(house: House) -> tuple[Key, World, Ledger]:
+    """A world in which pod a has its grant of one connection; what is planned of it next can be told."""
+    house.store.put(POD.plural, pod_body("a"))
+    await house.step()
+    [(_, text)] = [call for what, call in house.kube.calls if what == "annotation"]
+    annotated = pod_body("a")
+    annotated["metadata"] |= {"resourceVersion": "6"}
+    annotated["metadata"]["annotations"][names.DIRECTIVE] = text
+    house.store.put(POD.plural, annotated)
+    body = house.store.get(SERVER.plural, "demo", "shop")
+    assert body is not None
+    view, _ = await observe(house.context, SERVER_KEY, body)
+    house.kube.calls.clear()
+    house.kube.patches.clear()
+    return SERVER_KEY, view.world, view.world.ledger
+
+
+def later(after: Ledger, grant: int) -> Ledger:
+    entries = tuple(replace(e, bound=max(e.bound, grant), grant=grant, revision=e.revision + 1) for e in after.entries)
+    return replace(after, revision=after.revision + 1, entries=entries)
+
+
+def calls(house: House) -> list[str]:
+    return [what for what, _ in house.kube.calls]
+
+
+async def test_where_the_grant_stays_nobody_waits_for_the_annotation(house: House) -> None:
+    """A hold, and the end of one: clients wait for it, and the annotation says the same of what the pod may hold."""
+    key, world, ledger = await told(house)
+    house.kube.slow = asyncio.Event()
+    await servers._tell(house.context, key, world, later(ledger, grant=1))
+    assert calls(house) == ["post", "annotation"]
+    writing = house.context.annotating["a"].task
+    assert not writing.done()
+    house.kube.slow.set()
+    assert await writing
+    await asyncio.sleep(0)
+    assert house.context.annotating == {}
+
+
+async def test_where_the_grant_changes_the_annotation_comes_first(house: House) -> None:
+    key, world, ledger = await told(house)
+    house.kube.slow = asyncio.Event()
+    telling = asyncio.create_task(servers._tell(house.context, key, world, later(ledger, grant=2)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert calls(house) == ["annotation"]
+    house.kube.slow.set()
+    await telling
+    assert calls(house) == ["annotation", "post"]
+
+
+async def test_what_could_not_be_annotated_is_not_posted_where_the_grant_changes(house: House) -> None:
+    key, world, ledger = await told(house)
+    house.kube.refused = True
+    await servers._tell(house.context, key, world, later(ledger, grant=2))
+    assert calls(house) == ["annotation"]
+    assert await asyncio.wait_for(house.context.queue.get(), 5.0) == key
+
+
+async def test_a_directive_goes_over_the_one_that_is_just_being_written(house: House) -> None:
+    key, world, ledger = await told(house)
+    house.kube.slow = asyncio.Event()
+    await servers._tell(house.context, key, world, first := later(ledger, grant=1))
+    await servers._tell(house.context, key, world, first)  # the same again: it is on its way
+    await servers._tell(house.context, key, world, later(first, grant=1))
+    assert calls(house) == ["post", "annotation", "post"]
+    last = house.context.annotating["a"].task
+    house.kube.slow.set()
+    assert await last
+    (_, (_, one)), (_, (_, other)) = [call for call in house.kube.calls if call[0] == "annotation"]
+    expected = [[op["value"] for op in patch if op["op"] == "test"] for patch in house.kube.patches]
+    assert expected == [["a", world.pods[0].raw_directive], ["a", one]]
+    assert verify(other, bytes.fromhex(KEY))["rev"] == ledger.revision + 2
+
+
+async def test_a_directive_goes_over_what_was_seen_if_the_one_before_failed(house: House) -> None:
+    key, world, ledger = await told(house)
+    house.kube.slow, house.kube.refused = asyncio.Event(), True
+    await servers._tell(house.context, key, world, first := later(ledger, grant=1))
+    await servers._tell(house.context, key, world, later(first, grant=1))
+    last = house.context.annotating["a"].task
+    house.kube.slow.set()
+    assert not await last
+    tests = [patch[1]["value"] for patch in house.kube.patches]
+    assert tests == [world.pods[0].raw_directive] * 2

@@ -180,3 +180,26 @@ def test_the_pools_that_name_a_server(store: Store) -> None:
     store.put("pgpools", obj("c", 4, spec={"serverRef": {"name": "db"}}))
     assert {b["metadata"]["name"] for b in store.naming("data", "db")} == {"a", "b", "db"}
     assert [b["metadata"]["name"] for b in store.naming("demo", "db")] == ["c"]
+
+
+def following(name: str, version: int, server: object) -> dict[str, Any]:
+    return obj(name, version, metadata={"annotations": {"poolfleet.dev/next": json.dumps({"server": server})}})
+
+
+def test_the_next_logins_of_a_server_whatever_their_namespace(store: Store) -> None:
+    far = following("b-next", 1, "demo/db")
+    far["metadata"] |= {"namespace": "team", "uid": "far"}
+    for body in (following("a-next", 1, "demo/db"), far, following("c-next", 1, "demo/other"), obj("d-next", 1)):
+        store.put("secrets", body)
+    assert {body["metadata"]["name"] for body in store.next_logins("demo/db")} == {"a-next", "b-next"}
+    store.put("secrets", following("a-next", 2, "demo/other"))
+    store.remove("secrets", far)
+    assert store.next_logins("demo/db") == []
+    assert len(store.next_logins("demo/other")) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"server": 7}'])
+def test_a_spoilt_next_login_is_nobodys(store: Store, text: str) -> None:
+    store.put("secrets", obj("a-next", 1, metadata={"annotations": {"poolfleet.dev/next": text}}))
+    assert store.next_logins("demo/db") == []
+    assert store.get("secrets", "demo", "a-next") is not None

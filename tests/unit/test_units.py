@@ -151,7 +151,7 @@ async def test_a_secret_with_all_that_names_it_is_one_rotation() -> None:
     assert (unit.key, unit.places) == (("demo", "role"), {"demo/shop": ["shop"], "demo/late": ["d"]})
     assert unit.wanted == Wanted("Password", 2592000.0, (), {"shop": "7"})  # the second one does not ask
     assert (unit.asking, unit.dbname, unit.pods, unit.refusal) == (["demo/shop"], "shop", [("a", "demo/shop")], "")
-    assert unit.questions() == Questions(Login("app", "old"), None, "shop", "", ("app",))
+    assert unit.questions() == Questions(Login("app", "old"), None, "shop", roles=("app",))
 
 
 async def test_nothing_is_looked_at_where_nothing_rotates() -> None:
@@ -165,7 +165,7 @@ async def test_a_rotation_under_way_goes_on_although_nobody_asks_any_more() -> N
         observed((POOL.plural, pool(rotation=None)), (SECRET.plural, secret()), (SECRET.plural, following()))
     )
     assert (unit.wanted, unit.refusal) == (None, "")
-    assert unit.questions() == Questions(Login("app", "old"), Login("app", "new"), "shop", "", ("app",))
+    assert unit.questions() == Questions(Login("app", "old"), Login("app", "new"), "shop", roles=("app",))
 
 
 async def test_without_a_watch_the_next_secret_is_read_by_name() -> None:
@@ -177,10 +177,12 @@ async def test_without_a_watch_the_next_secret_is_read_by_name() -> None:
 async def test_the_questions_of_two_roles() -> None:
     spec = (POOL.plural, pool(rotation=TWO))
     unit = await the_unit(observed(spec, (SECRET.plural, secret(login=("blue", "1")))))
-    assert unit.questions() == Questions(Login("blue", "1"), None, "shop", "green", ("blue", "green"))
+    assert unit.questions() == Questions(Login("blue", "1"), None, "shop", "green", roles=("blue", "green"))
     late = following(("green", "2"), strategy="AlternatingRoles", former="blue")
     unit = await the_unit(observed(spec, (SECRET.plural, secret(login=("blue", "1"))), (SECRET.plural, late)))
-    assert unit.questions() == Questions(Login("blue", "1"), Login("green", "2"), "shop", "green", ("blue", "green"))
+    assert unit.questions() == Questions(
+        Login("blue", "1"), Login("green", "2"), "shop", "green", roles=("blue", "green")
+    )
     unit = await the_unit(observed(spec, (SECRET.plural, secret(login=("green", "2"))), (SECRET.plural, late)))
     assert (unit.questions().idle, unit.refusal) == ("blue", "")  # stored: it is the former one's turn to end
 
@@ -219,7 +221,9 @@ async def test_no_secret_or_not_all_of_it() -> None:
 async def test_a_secret_that_cannot_be_read() -> None:
     context = observed((POOL.plural, pool()))
     cast(FakeSecrets, context.secrets).error = Unavailable("down")
-    assert (await the_unit(context)).refusal == 'Secret "role" cannot be read: down.'
+    unit = await the_unit(context)
+    assert (unit.unreadable, unit.refusal) == ('Secret "role" cannot be read: down.', "")
+    assert (unit.pods, unit.places) == ([("a", "demo/shop")], {"demo/shop": ["shop"]})  # who holds goes on
 
 
 OWNER = {"kind": "ExternalSecret", "name": "vault", "uid": "u", "controller": True}
@@ -275,18 +279,20 @@ async def test_a_role_that_is_used_elsewhere() -> None:
     said = await refusal(*bodies, seen=view(wishes=(wish(), wish("demo/late"))))
     assert said == 'Role "app" is used by database "shop" of PgPool "late" as well, and not by Secret "role".'
     said = await refusal(*bodies, seen=view(wishes=(wish(), wish("team/late"))))
-    assert (
-        said == 'Role "app" is used by another namespace as well, and not by Secret "role".'
-    )  # which: no business of it
+    assert said == 'Role "app" is used by another namespace as well, and not by Secret "role".'
     assert await refusal(*bodies, seen=view(wishes=(wish(), wish("team/late", role="other")))) == ""
     own = wish(databases={"shop": 1, "open": 1}, roles={"shop": frozenset({"app"}), "open": frozenset({"app", "x"})})
     assert 'database "open" of PgPool "shop"' in await refusal(*bodies, seen=view(wishes=(own,)))
 
 
-async def test_a_forged_next_secret_of_another_namespace_is_refused() -> None:
+async def test_a_forged_next_secret_of_another_namespace_is_nothing() -> None:
     forged = following(("app", "guess"), namespace="evil")
     main = secret(login=("app", "guess"), namespace="evil", uid="uid-evil")
-    unit = await the_unit(observed((SECRET.plural, forged), (SECRET.plural, main)))
+    assert await units_of(observed((SECRET.plural, forged), (SECRET.plural, main)), KEY, view()) == []
+
+
+async def test_a_rotation_whose_pool_is_gone_comes_to_its_end() -> None:
+    unit = await the_unit(observed((SECRET.plural, following()), (SECRET.plural, secret())))
     assert (unit.refusal, unit.places, unit.pods) == ("No PgPool uses it any more.", {}, [])
 
 
@@ -304,7 +310,13 @@ async def test_what_does_not_say_that_it_is_a_next_login_is_none(about: Body) ->
 async def test_what_the_secrets_say() -> None:
     record = json.dumps({"at": "2027-01-15T08:00:00Z", "for": {"shop": "1"}})
     main = secret(annotations={names.ROTATED: record})
-    config = {"metadata": {"name": "shop-config", "namespace": "demo", "annotations": {names.STAGED: "x,role"}}}
+    config = {
+        "metadata": {
+            "name": "shop-config",
+            "namespace": "demo",
+            "annotations": {names.STAGED: "x=1,role=uid-role-next"},
+        }
+    }
     bodies = [(POOL.plural, pool()), (SECRET.plural, main), (SECRET.plural, following())]
     for staged in (False, True):
         context = observed(*bodies, *([(SECRET.plural, config)] if staged else []))
@@ -313,6 +325,20 @@ async def test_what_the_secrets_say() -> None:
         assert seen.main is not None and seen.following is not None
         assert (seen.main.rotated, seen.main.obeyed) == (NOW, {"shop": "1"})
         assert (seen.following.login, seen.following.former) == (Login("app", "new"), "app")
+
+
+@pytest.mark.parametrize("listed", ["role", "role=", "role=another", "more=uid-role-next"])
+async def test_what_is_staged_of_another_rotation_does_not_count(listed: str) -> None:
+    config = {"metadata": {"name": "shop-config", "namespace": "demo", "annotations": {names.STAGED: listed}}}
+    bodies = [(SECRET.plural, each) for each in (secret(), following(), config)]
+    context = observed((POOL.plural, pool()), *bodies)
+    assert not see(context, view(), await the_unit(context), Known()).staged
+
+
+async def test_a_role_that_is_to_be_disabled_must_be_listed_as_well() -> None:
+    late = following(("green", "2"), strategy="AlternatingRoles", former="boss")
+    bodies = [(POOL.plural, pool(rotation=TWO)), (SECRET.plural, secret(login=("green", "2"))), (SECRET.plural, late)]
+    assert (await refusal(*bodies)).startswith('Role "boss" is not in managedRoles')
 
 
 @pytest.mark.parametrize("record", ["", "{", "7", '{"at": 7, "for": []}'])
@@ -336,6 +362,8 @@ async def test_pods_that_hold() -> None:
     assert await looked(pod(state=answer(None, mounted="c0"))) == [Holder("shop-a")]
     assert await looked(pod(state=answer(None, config="c1"))) == [Holder("shop-a", staged=True, loaded=True)]
     assert await looked(pod(state=answer(None, config="c1")), wishes=(wish(turn=1),)) == [Holder("shop-a", staged=True)]
+    former = wish(role="blue")  # x-config does not name the role of the main Secret (yet)
+    assert await looked(pod(state=answer(None, config="c1")), wishes=(former,)) == [Holder("shop-a", staged=True)]
     leaving = pod(state=answer(None, config="c1"), terminating=True)
     assert await looked(leaving) == [Holder("shop-a", staged=True)]
     none = wish(config="")
@@ -369,3 +397,6 @@ async def test_pods_that_log_in_no_more() -> None:
     assert await looked(pod(state=stopped)) == [Holder("shop-a", known=False)]  # who says so without leaving?
     assert len(await looked(pod(state=answer(draining=True), terminating=True))) == 1
     assert await looked(pod("b", state=answer()), entries=()) == []  # never granted anything
+    waiting = replace(pod(), directive={"config": "", "rev": 3})  # for what it may load: its PgBouncer has not started
+    assert await looked(waiting) == []
+    assert len(await looked(replace(waiting, directive={}))) == 1  # what it was told is not known

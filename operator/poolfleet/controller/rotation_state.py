@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 from poolfleet.plan.model import RotationLine
-from poolfleet.plan.rotation import Known
+from poolfleet.plan.rotation import Known, Step
+from poolfleet.plan.secrets import Login
 
 MemoryKey = tuple[str, str, str]
 """PgServer UID, namespace and name of the Secret."""
@@ -15,8 +16,10 @@ class Memory:
     """What is known of one rotation, and the CHECK that is under way."""
 
     following: str = ""  # UID of its next Secret, "" for none
+    login: Login | None = None  # in its main Secret
     known: Known = field(default_factory=Known)
     task: asyncio.Task[None] | None = None
+    step: Step | None = None  # what was decided last
 
 
 class Rotations:

@@ -70,6 +70,13 @@ async def turn(context: Context, key: Key, view: ServerView) -> Turn:
     wishes = {wish.pool: wish for wish in view.world.wishes}
     load = False
     for unit in sorted(units, key=lambda unit: (unit.following is None, unit.key)):
+        if unit.unreadable:
+            step = _as_before(context, view, unit)
+            waits.append(RETRY)
+            _wish(wishes, unit, step)
+            for pool in unit.asking:
+                lines.setdefault(pool, []).append(step.line)
+            continue
         seen, step = await _decide(context, key, view, unit, busy)
         if unit.following is not None:
             busy |= dict.fromkeys(unit.places, unit.secret)
@@ -84,6 +91,15 @@ async def turn(context: Context, key: Key, view: ServerView) -> Turn:
     _tell(context, uid, {pool: tuple(found) for pool, found in lines.items()})
     world = replace(view.world, wishes=tuple(wishes.values()))
     return Turn(replace(view, world=world), later, load, min(waits, default=None))
+
+
+def _as_before(context: Context, view: ServerView, unit: Unit) -> Step:
+    """What was decided last, while the Secrets cannot be read: who holds goes on holding."""
+    memory = context.rotations.memories.get((view.world.server, *unit.key))
+    last = memory.step if memory is not None else None
+    if last is None:
+        return Step(None, RotationLine(unit.secret, "", "Checking", unit.unreadable))
+    return replace(last, effect=None, line=replace(last.line, message=unit.unreadable))
 
 
 async def finish(context: Context, key: Key, turn: Turn) -> None:
@@ -117,10 +133,14 @@ async def _decide(
 ) -> tuple[Seen, Step]:
     """Decide, do, and decide again until something is to be waited for."""
     memory = context.rotations.memories.setdefault((view.world.server, *unit.key), Memory())
+    memory.step = None
     following = unit.following["metadata"]["uid"] if unit.following is not None else ""
     if memory.following != following:
         memory.following = following
         memory.known = replace(memory.known, check=None, holding=None)
+    if memory.login != unit.login:  # of another login nothing was tried
+        memory.login = unit.login
+        memory.known = replace(memory.known, check=None)
     while True:
         seen = see(context, view, unit, memory.known)
         step = rotation.decide(seen)
@@ -139,6 +159,7 @@ async def _decide(
         if not await _do(context, key, view, unit, seen, step.effect, memory):
             step = replace(step, effect=None)
             break
+    memory.step = step
     return seen, step
 
 
@@ -231,6 +252,7 @@ async def _do_later(context: Context, uid: str, unit: Unit, seen: Seen, effect: 
         values = {unit.username_key: login.username, unit.password_key: login.password}
         rotated = {"at": timestamp(seen.now), "for": read_about(unit.following).get("for", {})}
         await managed.write(context, unit.main, values, rotated)
+        memory.login = login
         logger.info("the valid login is stored", extra={**unit.about, "role": login.username})
     elif effect is Effect.REMOVE:
         await managed.remove(context, unit.following)
@@ -293,10 +315,10 @@ def _look_at(context: Context, pools: Iterable[str]) -> None:
 async def _check(
     admin: Admin, unit: Unit, memory: Memory, clock: Callable[[], float], done: Callable[[], None]
 ) -> None:
-    following = memory.following
+    tried = (memory.following, memory.login)
     try:
         found = await check(admin, unit.questions(), clock)
-        if memory.following == following:
+        if (memory.following, memory.login) == tried:
             memory.known = replace(memory.known, check=found)
     finally:
         memory.task = None

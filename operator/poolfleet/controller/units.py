@@ -45,6 +45,7 @@ class Unit:
     staged: dict[str, list[str]] = field(default_factory=dict)  # PgPool -> what its x-config's annotation STAGED lists
     pods: list[tuple[str, str]] = field(default_factory=list)  # UID and PgPool of the pods that may log in by it
     refusal: str = ""  # what the objects forbid
+    unreadable: str = ""  # why the API server did not show the Secrets
 
     @property
     def key(self) -> tuple[str, str]:
@@ -114,22 +115,30 @@ async def units_of(context: Context, key: Key, view: ServerView) -> list[Unit]:
         return []
     for pool in pools:
         _add(units, pool)
-    for unit_key in following:
-        units.setdefault(unit_key, Unit(*unit_key, dbname="postgres"))
-    found = [unit for unit in units.values() if unit.wanted is not None or unit.key in following]
     server = context.store.get(SERVER.plural, key.namespace, key.name)
+    for unit_key in following:  # its pool may be gone
+        if unit_key not in units and _may_use(context, key, server, unit_key[0]):
+            units[unit_key] = Unit(*unit_key, dbname="postgres")
+    found = [unit for unit in units.values() if unit.wanted is not None or unit.key in following]
     for unit in found:
         unit.following = following.get(unit.key)
+        _look(context, view, unit)
         try:
             unit.main = await context.secrets.get(unit.namespace, unit.secret)
             if unit.following is None and not context.store.synced(SECRET.plural):
                 unit.following = await context.secrets.get(unit.namespace, names.next_secret(unit.secret))
         except ApiError as error:
-            unit.refusal = f'Secret "{unit.secret}" cannot be read: {error}.'
-            continue
-        _look(context, view, unit)
-        unit.refusal = _refusal(context, view, unit, server, pools)
-    return [unit for unit in found if not unit.refusal or unit.wanted is not None or unit.following is not None]
+            unit.unreadable = f'Secret "{unit.secret}" cannot be read: {error}.'
+        else:
+            unit.refusal = _refusal(context, view, unit, server, pools)
+    return found
+
+
+def _may_use(context: Context, key: Key, server: Body | None, namespace: str) -> bool:
+    """Whether PgPools of that namespace may use the PgServer: nobody else's Secrets are tried on it."""
+    reference = {"name": key.name, "namespace": key.namespace}
+    pool = {"metadata": {"namespace": namespace, "name": "", "uid": ""}, "spec": {"serverRef": reference}}
+    return standing(pool, server, namespace_labels(context.store, namespace)) is Standing.ALLOWED
 
 
 def see(context: Context, view: ServerView, unit: Unit, known: Known) -> Seen:
@@ -256,9 +265,14 @@ def _look(context: Context, view: ServerView, unit: Unit) -> None:
     for entry in view.world.ledger.entries:
         pod = pods.get(entry.pod)
         gone = entry.pod in view.world.off or (pod is not None and (pod.ended or _stopped(pod)))
-        if entry.pool in unit.places and entry.pod not in seen and not gone:
+        if entry.pool in unit.places and entry.pod not in seen and not gone and not _at_its_gate(pod):
             seen.add(entry.pod)
             unit.pods.append((entry.pod, entry.pool))
+
+
+def _at_its_gate(pod: Pod | None) -> bool:
+    """Whether a pod was never told which configuration to load: its PgBouncer cannot have started."""
+    return pod is not None and bool(pod.directive) and not pod.directive.get("config")
 
 
 def _stopped(pod: Pod) -> bool:

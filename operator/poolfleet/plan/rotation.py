@@ -221,13 +221,15 @@ class _Rotation:
             known = replace(known, holding=seen.now if hold else None)
         return Step(effect, line, hold, load, known, again)
 
-    def look(self, phase: str, message: str, *, load: bool = False, every: float = CHECK_SECONDS) -> Step:
+    def look(
+        self, phase: str, message: str, *, reason: str = "", hold: bool = False, every: float = CHECK_SECONDS
+    ) -> Step:
         """Try which password is valid, or wait until that may be tried again."""
         check = self.known.check
         wait = 0.0 if check is None else check.at + every - self.seen.now
         if wait > 0:
-            return self.say(phase, message, load=load, again=wait)
-        return self.say(phase, message, effect=Effect.CHECK, load=load)
+            return self.say(phase, message, reason=reason, hold=hold, again=wait)
+        return self.say(phase, message, reason=reason, hold=hold, effect=Effect.CHECK)
 
     def back(self, words: str) -> Step:
         """Go back: what was staged is dropped, nothing was set."""
@@ -262,7 +264,8 @@ class _Idle(_Rotation):
                 return self.look("Checking", forbidden)
             return self.blocked(forbidden, again=check.at + ANEW_SECONDS - seen.now)
         if not check.works:
-            return self.look("Checking", f"The server cannot be asked: {check.error}") if wants else self.rest(wait)
+            words = f"It cannot begin: {check.error}."
+            return self.look("Failed", words, reason=Reason.ROTATION_FAILED) if wants else self.rest(wait)
         return self.say("Checking", effect=Effect.CREATE) if wants else self.rest(wait)
 
     def rest(self, wait: float | None) -> Step:
@@ -295,7 +298,10 @@ class _Password(_Rotation):
         check = known.check
         if check is None or not check.works:
             why = f": {check.error or check.refusal}" if check is not None else "."
-            return self.look("Checking", f"Whether the next password is set already is being tried{why}")
+            held = any(
+                holder.left is not None for holder in seen.holders
+            )  # by a leader before, or for an unknown outcome
+            return self.look("Checking", f"Whether the next password is set already is being tried{why}", hold=held)
         if check.works == "next":
             if seen.main is None or seen.main.login != seen.following.login:
                 if seen.main is None:
@@ -394,14 +400,20 @@ class _Alternating(_Rotation):
             again = known.failed + backoff(known) - seen.now
             return self.say("Retiring", known.failure, reason=Reason.ROTATION_FAILED, again=again)
         if seen.refusal:
-            return self.back(f'Role "{former}" is not disabled: {seen.refusal}')
+            words = f'Role "{former}" is not disabled: {seen.refusal}'
+            if seen.wanted is None:
+                return self.back(words)
+            return self.say("Blocked", words, reason=Reason.ROTATION_BLOCKED, again=ANEW_SECONDS)
         if check is None or check.error or check.idle != former:
             why = f": {check.error}" if check is not None and check.error else "."
             return self.look("Retiring", f'Sessions of "{former}" are being looked for{why}')
         if check.disabled:
             return self.say("Retiring", effect=Effect.REMOVE)
         if check.refusal:
-            return self.back(f'Role "{former}" is not disabled: {check.refusal}')
+            words = f'Role "{former}" is not disabled: {check.refusal}'
+            if seen.wanted is None:
+                return self.back(words)
+            return self.look("Blocked", words, reason=Reason.ROTATION_BLOCKED, every=ANEW_SECONDS)
         if check.sessions:
             words = f'"{former}" still has {check.sessions} sessions; it is disabled when there are none.'
             return self.look("Retiring", words, every=SESSIONS_SECONDS)

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from poolfleet.plan.role_limits import not_ours
 from poolfleet.plan.rotation import Check
 from poolfleet.plan.secrets import Login as Credentials
 from poolfleet.postgres.connection import Admin, ServerError
-from poolfleet.postgres.passwords import RoleFacts, logs_in, nobody_alters, role_facts, sessions_of
+from poolfleet.postgres.passwords import (
+    Refused,
+    RoleFacts,
+    Unknown,
+    logs_in,
+    nobody_alters,
+    role_facts,
+    sessions_of,
+    try_to_alter,
+)
+from poolfleet.postgres.roles import Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,17 @@ async def _check(admin: Admin, ask: Questions, clock: Callable[[], float]) -> Ch
     sessions = await admin.run(lambda connection: sessions_of(connection, ask.idle)) if ask.idle else 0
     works = await _works(admin, ask, facts)
     refusal = _refusal(ask, facts, works)
+    if works != "next" and not refusal:
+        try:
+            for role in ask.roles:
+                limit = facts[role].state.limit
+                await admin.run(partial(try_to_alter, role=role, limit=limit))
+        except Refused as error:
+            if error.passing:
+                return Check(clock(), error=str(error), idle=ask.idle)
+            refusal = f"{error}."
+        except (Busy, Unknown) as error:
+            return Check(clock(), error=f"the server does not answer ({error!r})", idle=ask.idle)
     disabled = ask.idle in facts and not facts[ask.idle].can_login
     if ask.retire and not disabled and not refusal and not await _is_known(admin, ask):
         refusal = f'the valid password of "{ask.idle}" is not known.'

@@ -61,7 +61,11 @@ _SESSIONS: Final = "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usena
 
 
 class Refused(Exception):
-    """The role was not altered, and why, in words that say what to do."""
+    """The role was not altered, and why, in words that say what to do. `passing`: somebody only has a lock on it."""
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class Unknown(Exception):
@@ -194,6 +198,16 @@ async def disable(connection: "psycopg.AsyncConnection[Any]", role: str, *, aliv
     await _alter(connection, role, sql.Composed([sql.SQL("NOLOGIN PASSWORD NULL")]), alive)
 
 
+async def try_to_alter(connection: "psycopg.AsyncConnection[Any]", role: str, limit: int) -> None:
+    """Alter `role` to what it is, its CONNECTION LIMIT `limit`, and undo it: raises what `set_password` would, while
+    nobody waits for it yet."""
+    from psycopg import sql
+
+    async with connection.transaction(force_rollback=True):
+        options = sql.SQL("CONNECTION LIMIT {}").format(sql.Literal(limit))
+        await _alter(connection, role, sql.Composed([options]), lambda: True)
+
+
 async def nobody_alters(connection: "psycopg.AsyncConnection[Any]") -> bool:
     """Whether no operator is altering roles on this server. Raises psycopg.Error."""
     async with connection.transaction():
@@ -247,7 +261,7 @@ async def _alter(
         words += f"; {await _holders(connection)}"
     elif denied:
         words += "; the role of adminSecretRef needs CREATEROLE, and ADMIN OPTION on this one"
-    raise Refused(f'role "{role}" could not be altered: {words}')
+    raise Refused(f'role "{role}" could not be altered: {words}', passing=late)
 
 
 async def _holders(connection: "psycopg.AsyncConnection[Any]") -> str:
