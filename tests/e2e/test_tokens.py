@@ -19,7 +19,7 @@ ROLE, VENDOR = "e2e_tokens_vended", "e2e_tokens_vendor"
 SECRET = "e2e-tokens-vendor"
 FOLDER = "/opt/vend"
 LIFE = 30  # seconds of a token; the next one is made after less than half of a life as short as this
-CHANGES = 3
+CHANGES = 2
 SERVER_LIFETIME = 8  # seconds: no connection outlives a token, so that each of them has to log in
 
 VEND = f"""

@@ -116,7 +116,7 @@ class Rotating(RuleBasedStateMachine):
         self.count += 1
         return self.count
 
-    @initialize(alternating=st.booleans(), interval=st.booleans(), pods=st.integers(0, 3), hands=st.booleans())
+    @initialize(alternating=st.booleans(), interval=st.booleans(), pods=st.integers(0, 3), hands=st.sampled_from([False, False, True]))
     def begin(self, alternating: bool, interval: bool, pods: int, hands: bool) -> None:
         self.hands = hands
         self.strategy = ALTERNATING if alternating else PASSWORD
@@ -432,27 +432,34 @@ class Rotating(RuleBasedStateMachine):
             pod.hold_ended = pod.hold_ended if pod.left(self.now) or not pod.hold_until else pod.directive.get("rev")
             pod.hold_until = pod.hold_until if pod.left(self.now) else None
 
-    @rule(rounds=st.integers(1, 8))
-    def all_goes_well(self, rounds: int) -> None:
-        """Often enough that rotations get somewhere."""
+    @rule(
+        rounds=st.integers(1, 8),
+        lazy=st.sampled_from([0, 0, 0, 1, 2]),
+        after=st.sampled_from([0.0, 0.0, 2.0, 6.5, 80.0]),
+        stale=st.booleans(),
+    )
+    def all_goes_well(self, rounds: int, lazy: int, after: float, stale: bool) -> None:
+        """Often enough that rotations get somewhere; but for `lazy` pods, and `after` a pause before the last word."""
         self.down = False
         for pod in self.pods:
             pod.reachable = True
         for _ in range(rounds):
-            self.well()
+            self.well(lazy)
+        self.time_passes(after)
+        self.turn_of_the_operator(stale=stale, outcome="done")
 
-    def well(self) -> None:
+    def well(self, lazy: int = 0) -> None:
         """A round of everybody, in a tenth of a second; pods made for another role are replaced."""
         self.x_config_is_written()
-        for pod in [pod for pod in self.pods if pod.turn != self.config.turn]:
+        for pod in [pod for pod in self.pods[lazy:] if pod.turn != self.config.turn]:
             self.pods.remove(pod)
             self.a_pod_is_born()
-        for pod in self.pods:
+        for pod in self.pods[lazy:]:
             pod.mounted = self.config
             pod.obey(self.now)
         self.turn_of_the_operator(stale=False, outcome="done")
         self.the_check_is_done()
-        for pod in self.pods:
+        for pod in self.pods[lazy:]:
             pod.obey(self.now)
         self.time_passes(0.1)
 
@@ -532,6 +539,12 @@ class Rotating(RuleBasedStateMachine):
             self.time_passes(min(self.again or 0.0, 600.0) if (self.again or 0.0) > 1.0 else 0.0)
         raise AssertionError(f"not over in {rounds} rounds: {self.line} {self.known} {self.following}")
 
+    def put_right(self) -> None:
+        """If nothing that is stored logs in, somebody stores what does."""
+        if not any(map(self.valid, [self.main.login] + ([self.following.login] if self.following else []))):
+            roles = [(name, self.roles[name]) for name in (ROLE, OTHER) if self.roles[name].can_login]
+            self.main = replace(self.main, login=Login(roles[0][0], str(roles[0][1].password)))
+
     def teardown(self) -> None:
         """Left alone, and once what people did by hand is put right, it comes to an end."""
         if not self.count:
@@ -541,11 +554,11 @@ class Rotating(RuleBasedStateMachine):
         self.leaving.clear()
         for pod in self.pods:
             pod.reachable = True
-        if not self.following or not self.valid(self.following.login):
-            self.somebody_puts_it_right()
+        self.put_right()
         assert self.spec is not None
         self.spec = self.wanted = replace(self.spec, interval=None)
         self.until(lambda: self.following is None, 100)
+        self.put_right()
         for name in {ROLE, OTHER} - {self.main.login.username}:  # set, but given up: it says so, and wants an admin
             self.roles[name] = Role(None, False)
         self.until(lambda: self.following is None and self.line is not None and self.line.phase == "Idle", 100)

@@ -120,6 +120,7 @@ class House:
     found: dict[str, Any] = field(default_factory=dict)  # else in the check
     fails: Exception | None = None  # what the next ALTER raises
     works_then: str = ""
+    slow: asyncio.Event | None = None  # checks wait for it
     seen: ServerView = field(default_factory=view)
 
     def raise_once(self) -> None:
@@ -208,6 +209,8 @@ def make_house(monkeypatch: pytest.MonkeyPatch) -> House:
 
     async def check(admin: object, ask: Questions, clock: Callable[[], float]) -> Check:
         calls.append(("check", ask))
+        if house.slow is not None:
+            await house.slow.wait()
         return Check(clock(), **{"works": house.works, "idle": ask.idle, **house.found})
 
     async def set_password(c: object, role: str, text: str, *, alive: Callable[[], bool], login: bool) -> None:

@@ -1,5 +1,6 @@
 """Rotations where the Secrets or what is remembered of them cannot be trusted: forged, spoilt, unreadable, changed."""
 
+import asyncio
 import json
 from typing import cast
 
@@ -110,13 +111,17 @@ async def test_what_was_found_of_one_login_says_nothing_of_another(house: House)
 async def test_a_check_that_was_under_way_when_the_login_changed_does_not_count(house: House) -> None:
     house.ask()
     house.put(secret())
-    await rotations.turn(house.context, KEY, house.seen)  # its check begins
+    house.slow = asyncio.Event()
+    await rotations.turn(house.context, KEY, house.seen)
+    await asyncio.sleep(0)  # its check begins
+    assert house.done == ["check"]
     other = secret(login=("blue", "guess"))
     other["metadata"]["resourceVersion"] = "8"
     house.put(other)
     await rotations.turn(house.context, KEY, house.seen)
     (memory,) = house.context.rotations.memories.values()
     assert memory.task is not None
+    house.slow.set()
     await memory.task
     assert (house.done, memory.known.check) == (["check"], None)
 
@@ -126,3 +131,17 @@ async def test_a_look_at_what_nobody_knows_lets_nobody_go(house: House) -> None:
     house.underway(pod(state=answer(5.0)))
     turn = await rotations.turn(house.context, KEY, house.seen)
     assert turn.view.world.wishes[0].hold == {"shop"}
+
+
+async def test_what_was_found_of_one_next_secret_says_nothing_of_another(house: House) -> None:
+    """Somebody has removed it, and made another one of the same name."""
+    house.underway(pod(state=answer(None)))
+    house.works = "next"
+    assert later(await house.turn()) == ["store"]
+    made = following()
+    made["metadata"] |= {"uid": "another", "resourceVersion": "8"}
+    house.put(made)
+    house.config("role=another")
+    house.works = "main"
+    assert later(await house.turn()) == []
+    assert house.done == ["check", "check"]

@@ -269,6 +269,13 @@ async def test_the_former_role_ends_when_every_pod_is_new_and_no_session_is_left
     assert house.words == 'Role "blue" is not disabled: Denied.'
     await finish(house.context, KEY, await house.turn(16.0))
     assert house.calls[-2:] == [("disable", "blue"), ("delete", ("role-next", "uid-role-next"))]
+    (memory,) = house.context.rotations.memories.values()
+    assert (memory.known.failure, memory.known.failures) == ("", 0)
+    house.ask(TWO, token="2")
+    house.put({**secret(login=("green", "2")), "metadata": {**secret()["metadata"], "resourceVersion": "8"}})
+    house.works = "main"
+    await house.turn()
+    assert house.done[-1] == "create"  # what failed is over, the next one waits for nothing
 
 
 @pytest.mark.parametrize("found", [{"refusal": "it is SUPERUSER."}, {"refusal": "not known.", "sessions": 1}])

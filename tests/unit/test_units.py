@@ -180,11 +180,12 @@ async def test_the_questions_of_two_roles() -> None:
     assert unit.questions() == Questions(Login("blue", "1"), None, "shop", "green", roles=("blue", "green"))
     late = following(("green", "2"), strategy="AlternatingRoles", former="blue")
     unit = await the_unit(observed(spec, (SECRET.plural, secret(login=("blue", "1"))), (SECRET.plural, late)))
-    assert unit.questions() == Questions(
-        Login("blue", "1"), Login("green", "2"), "shop", "green", roles=("blue", "green")
-    )
+    both = ("blue", "green")
+    assert unit.questions() == Questions(Login("blue", "1"), Login("green", "2"), "shop", "green", roles=both)
+    late["data"] |= encoded({"formerUsername": "blue", "formerPassword": "1"})
     unit = await the_unit(observed(spec, (SECRET.plural, secret(login=("green", "2"))), (SECRET.plural, late)))
-    assert (unit.questions().idle, unit.refusal) == ("blue", "")  # stored: it is the former one's turn to end
+    ask = unit.questions()  # stored: it is the former one's turn to end
+    assert (ask.idle, ask.retire, ask.former, unit.refusal) == ("blue", True, Login("blue", "1"), "")
 
 
 # What the objects forbid

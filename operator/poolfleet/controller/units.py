@@ -192,8 +192,9 @@ def holders(view: ServerView, unit: Unit, fresh: Mapping[str, AgentState]) -> It
     for uid, pool in unit.pods:
         pod = pods.get(uid)
         state = fresh.get(uid) or (pod.state if pod is not None else None)
+        told = pod is not None and not set(unit.places[pool]).isdisjoint(pod.directive.get("hold", ()))
         if pod is None or state is None or not state.started or pod.server != world.server:
-            yield Holder(ledger.get(uid, uid), known=False)
+            yield Holder(ledger.get(uid, uid), known=False, told=told)
             continue
         wish = world.wish_of(pool)
         left = [state.databases[name].hold for name in unit.places[pool] if name in state.databases]
@@ -203,6 +204,7 @@ def holders(view: ServerView, unit: Unit, fresh: Mapping[str, AgentState]) -> It
             pod.name,
             holds=bool(state.mounted),
             staged=newest and wish is not None and state.mounted == wish.config,
+            told=told,
             loaded=newest and wish is not None and state.config == wish.config and _logs_in_as(pod, wish, unit),
             left=min(ends, default=10.0) if len(ends) == len(left) else None,
         )

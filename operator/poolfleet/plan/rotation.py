@@ -91,6 +91,7 @@ class Holder:
     holds: bool = True  # its agent knows of holds
     staged: bool = False  # it has the newest x-config at hand, and that one has the next login
     loaded: bool = False  # it has loaded the newest x-config, made for the role that the main Secret names
+    told: bool = False  # its newest directive says that it shall hold; also of one that cannot be asked
     left: float | None = None  # seconds until its hold ends by itself; None: it does not hold (all of) its databases
 
 
@@ -298,9 +299,8 @@ class _Password(_Rotation):
         check = known.check
         if check is None or not check.works:
             why = f": {check.error or check.refusal}" if check is not None else "."
-            held = any(
-                holder.left is not None for holder in seen.holders
-            )  # by a leader before, or for an unknown outcome
+            # By a leader before, or for an unknown outcome: nobody logs in until it is known which password to load.
+            held = any(holder.told or holder.left is not None for holder in seen.holders)
             return self.look("Checking", f"Whether the next password is set already is being tried{why}", hold=held)
         if check.works == "next":
             if seen.main is None or seen.main.login != seen.following.login:
