@@ -57,6 +57,9 @@ class NextSecret:
     former: Login
     obeys: Mapping[str, str]
 
+    def seen(self) -> Next:
+        return Next(self.login, self.created, self.strategy, self.former.username)
+
 
 @dataclass
 class Pod:
@@ -116,7 +119,12 @@ class Rotating(RuleBasedStateMachine):
         self.count += 1
         return self.count
 
-    @initialize(alternating=st.booleans(), interval=st.booleans(), pods=st.integers(0, 3), hands=st.sampled_from([False, False, True]))
+    @initialize(
+        alternating=st.booleans(),
+        interval=st.booleans(),
+        pods=st.integers(0, 3),
+        hands=st.sampled_from([False, False, True]),
+    )
     def begin(self, alternating: bool, interval: bool, pods: int, hands: bool) -> None:
         self.hands = hands
         self.strategy = ALTERNATING if alternating else PASSWORD
@@ -156,13 +164,15 @@ class Rotating(RuleBasedStateMachine):
 
     def holder(self, pod: Pod) -> Holder:
         """What a pod says of itself now (controller/units.py)."""
+        told = bool(pod.directive.get("hold"))
         if pod.loaded is None:
-            return Holder(pod.name, known=False)
+            return Holder(pod.name, known=False, told=told)
         newest = pod.loaded.hash == self.config.hash and pod.turn == self.config.turn
         return Holder(
             pod.name,
             staged=pod.mounted.hash == self.config.hash,
             loaded=newest and self.config.login.username == self.main.login.username,
+            told=told,
             left=pod.left(self.now),
         )
 
@@ -178,11 +188,15 @@ class Rotating(RuleBasedStateMachine):
             secret="app",
             wanted=self.wanted,
             main=self.main,
-            following=following
-            and Next(following.login, following.created, following.strategy, following.former.username),
+            following=following.seen() if following else None,
             staged=following is not None and self.config.staged == following.uid,
-            holders=tuple(pod.seen or Holder(pod.name, known=False) for pod in self.pods),
-            refusal=self.refusal or (self.strategy == ALTERNATING and self.main.login.username == STRANGER and "no") or "",
+            holders=tuple(
+                replace(pod.seen or Holder(pod.name, known=False), told=bool(pod.directive.get("hold")))
+                for pod in self.pods
+            ),
+            refusal=self.refusal
+            or (self.strategy == ALTERNATING and self.main.login.username == STRANGER and "no")
+            or "",
             known=self.known,
         )
 
@@ -253,9 +267,10 @@ class Rotating(RuleBasedStateMachine):
         assert seen.main is not None
         assert (following.login.username == seen.main.login.username) == (following.strategy == PASSWORD)
         if following.strategy == PASSWORD:
-            assert all(h.left is not None and h.left >= rotation.LEAST_HOLD for h in seen.holders), "not all hold"
+            assert all(h.left is not None and h.left >= 4.0 for h in seen.holders), "not all hold"
+            assert all(h.staged for h in seen.holders) and seen.staged, "who waits could not go on at once"
             lefts = [pod.left(self.now) if pod.reachable and pod.loaded else None for pod in self.pods]
-            if any(left is None or left < rotation.LEAST_HOLD for left in lefts):  # asked once more
+            if any(left is None or left < 4.0 for left in lefts):  # asked once more
                 return False
         else:
             assert all(pod.loaded is None or pod.loaded.login != following.login for pod in self.pods)
@@ -340,6 +355,10 @@ class Rotating(RuleBasedStateMachine):
                 if wish["config"] == self.config.hash != pod.directive.get("config") and self.following is not None:
                     login = self.config.login
                     assert login != self.following.login or self.valid(login), "told to load what is not valid"
+                if pod.directive.get("hold") and not wish["hold"] and not self.hands:
+                    role, password, _ = str(wish["config"]).split("/")
+                    assert self.pending is None, "let go before it is known which password is valid"
+                    assert self.valid(Login(role, password)), "let go with a password that is not valid"
                 pod.directive = {**wish, "rev": self.number()}
         self.reach()
 
@@ -433,20 +452,31 @@ class Rotating(RuleBasedStateMachine):
             pod.hold_until = pod.hold_until if pod.left(self.now) else None
 
     @rule(
-        rounds=st.integers(1, 8),
+        phase=st.sampled_from(["Idle", "Checking", "Staging", "Holding", "Holding", "Storing", "Rolling", "Retiring"]),
         lazy=st.sampled_from([0, 0, 0, 1, 2]),
         after=st.sampled_from([0.0, 0.0, 2.0, 6.5, 80.0]),
+        but=st.sampled_from(["", "", "", "forbidden", "superuser", "down", "leader", "edited"]),
+        outcome=st.sampled_from(["done", "done", "unknown", "unknown, done", "pending"]),
         stale=st.booleans(),
     )
-    def all_goes_well(self, rounds: int, lazy: int, after: float, stale: bool) -> None:
-        """Often enough that rotations get somewhere; but for `lazy` pods, and `after` a pause before the last word."""
+    def all_goes_well(self, phase: str, lazy: int, after: float, but: str, outcome: str, stale: bool) -> None:
+        """Often enough that rotations get somewhere; but for `lazy` pods, and for what happens in this phase."""
         self.down = False
         for pod in self.pods:
             pod.reachable = True
-        for _ in range(rounds):
+        for _ in range(8):
             self.well(lazy)
+            if self.line is not None and self.line.phase == phase:
+                break
         self.time_passes(after)
-        self.turn_of_the_operator(stale=stale, outcome="done")
+        self.refusal = "not in managedRoles" if but == "forbidden" else self.refusal
+        self.role_refusal = "it is superuser" if but == "superuser" else self.role_refusal
+        self.down = but == "down"
+        if but == "leader":
+            self.another_leader()
+        if but == "edited" and self.hands:
+            self.somebody_edits_the_secret(None)
+        self.turn_of_the_operator(stale=stale, outcome=outcome)
 
     def well(self, lazy: int = 0) -> None:
         """A round of everybody, in a tenth of a second; pods made for another role are replaced."""
@@ -572,5 +602,5 @@ class Rotating(RuleBasedStateMachine):
 
 TestRotating = Rotating.TestCase
 TestRotating.settings = settings(
-    max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -100,8 +100,8 @@ def test_the_server_forbids_it(check: Check, words: str) -> None:
 
 def test_the_server_cannot_be_asked() -> None:
     step = decide(checked("", error="timeout"))
-    assert (said(step), step.again) == (("Checking", "", None), 1.0)
-    assert step.line.message == "The server cannot be asked: timeout"
+    assert (said(step), step.again) == (("Failed", Reason.ROTATION_FAILED, None), 1.0)
+    assert step.line.message == "It cannot begin: timeout."
     assert decide(checked("", ago=2, error="timeout")).effect is Effect.CHECK
     obeyed = replace(MAIN, obeyed={"main": "1"})
     assert said(decide(checked("", error="timeout"), main=obeyed)) == ("Idle", "", None)
@@ -151,6 +151,14 @@ def test_which_password_is_valid_is_tried_first() -> None:
         assert said(step) == ("Checking", "", None)
         assert step.line.message.endswith(("timeout", "timeout.", "trust", "trust."))
         assert password(replace(known, check=replace(known.check, at=NOW - 2) if known.check else None)).effect
+
+
+def test_who_is_held_stays_held_until_it_is_known() -> None:
+    """Else he would log in with a password that may be invalid by now."""
+    assert not password().hold
+    for holder in (Holder("a", known=False, told=True), replace(READY, left=5.0)):
+        step = password(holders=(READY, holder))
+        assert (said(step), step.hold, step.load) == (("Checking", "", Effect.CHECK), True, False)
 
 
 def test_staging() -> None:
@@ -290,9 +298,15 @@ def test_what_may_not_be_altered_is_not_disabled() -> None:
         retiring(checked("next", idle="app"), refusal="Forbidden."),
         retiring(checked("next", idle="app", refusal="Forbidden.")),
     ):
-        assert step.effect is not Effect.DISABLE
-        assert step.line.reason
-        assert "Forbidden." in step.line.message
+        assert said(step) == ("Blocked", Reason.ROTATION_BLOCKED, None)
+        assert step.line.message == 'Role "app" is not disabled: Forbidden.'
+        assert step.again
+    for step in (
+        retiring(checked("next", idle="app"), refusal="Forbidden.", wanted=None),
+        retiring(checked("next", idle="app", refusal="Forbidden."), wanted=None),
+    ):
+        assert said(step) == ("Failed", Reason.ROTATION_FAILED, Effect.REMOVE)
+    assert retiring(checked("next", ago=60, idle="app", refusal="Forbidden.")).effect is Effect.CHECK
 
 
 def test_disabling_is_tried_again_later() -> None:

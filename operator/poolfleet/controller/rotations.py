@@ -11,7 +11,7 @@ for it logs in, which may take seconds.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -26,11 +26,12 @@ from poolfleet.plan import rotation
 from poolfleet.plan.managed import next_login, read_about
 from poolfleet.plan.model import RotationLine
 from poolfleet.plan.rotation import ALTERNATING, LEAST_HOLD, Effect, Seen, Step
+from poolfleet.plan.secrets import Login
 from poolfleet.plan.server import ServerView
 from poolfleet.plan.sizing import PoolWish
 from poolfleet.plan.times import timestamp
 from poolfleet.postgres.checks import check
-from poolfleet.postgres.connection import Admin, ServerError
+from poolfleet.postgres.connection import ServerError
 from poolfleet.postgres.passwords import Refused, Unknown, disable, set_password, verifier
 from poolfleet.postgres.roles import Busy
 
@@ -73,6 +74,8 @@ async def turn(context: Context, key: Key, view: ServerView) -> Turn:
         if unit.unreadable:
             step = _as_before(context, view, unit)
             waits.append(RETRY)
+            if unit.following is not None or step.line.phase not in ("Idle", "Blocked"):
+                busy |= dict.fromkeys(unit.places, unit.secret)
             _wish(wishes, unit, step)
             for pool in unit.asking:
                 lines.setdefault(pool, []).append(step.line)
@@ -294,8 +297,10 @@ def _begin_check(context: Context, key: Key, view: ServerView, unit: Unit, memor
         memory.known = replace(memory.known, check=rotation.Check(context.clock(), error="no admin login"))
         context.queue.add(key, delay=rotation.CHECK_SECONDS)
         return
+    work = check(admin, unit.questions(), context.clock)
     memory.task = asyncio.create_task(
-        _check(admin, unit, memory, context.clock, lambda: context.queue.add(key)), name=f"check {unit.secret}"
+        _check(work, memory, (memory.following, memory.login), lambda: context.queue.add(key)),
+        name=f"check {unit.secret}",
     )
 
 
@@ -313,12 +318,12 @@ def _look_at(context: Context, pools: Iterable[str]) -> None:
 
 
 async def _check(
-    admin: Admin, unit: Unit, memory: Memory, clock: Callable[[], float], done: Callable[[], None]
+    work: Awaitable[rotation.Check], memory: Memory, of: tuple[str, Login | None], done: Callable[[], None]
 ) -> None:
-    tried = (memory.following, memory.login)
+    """Take in what is found, unless the Secrets it was asked about are others by now."""
     try:
-        found = await check(admin, unit.questions(), clock)
-        if (memory.following, memory.login) == tried:
+        found = await work
+        if (memory.following, memory.login) == of:
             memory.known = replace(memory.known, check=found)
     finally:
         memory.task = None

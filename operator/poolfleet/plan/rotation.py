@@ -28,6 +28,7 @@ from poolfleet.plan.secrets import Login
 
 STAGE_SECONDS: Final = 75.0  # for all pods to have the next configuration; the kubelet may take a minute for a Secret
 HOLD_SECONDS: Final = 7.0  # for all pods to hold; after that none of them has enough of its 10 s left
+MOST_HOLD: Final = 10.0  # seconds after which an agent ends a hold by itself
 LEAST_HOLD: Final = 4.0  # seconds of hold that every pod has left when the password is set
 CHECK_SECONDS: Final = 2.0  # between two tries which password is valid, while it cannot be known
 ANEW_SECONDS: Final = 60.0  # after which what forbids a rotation is looked at again
@@ -118,6 +119,7 @@ class Known:
     failures: int = 0  # in a row
     back: bool = False  # the next Secret is to be removed: what it holds was not set
     holding: float | None = None  # since when pods are told to hold
+    released: bool = False  # that was for as long as an agent holds, and it is not known yet which password is valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def altered(known: Known, now: float) -> Known:
 
 def unknown(known: Known) -> Known:
     """`known` after nobody can say whether the server has taken it: it is to be tried."""
-    return replace(known, check=None, holding=None)
+    return replace(known, check=None, holding=None, released=False)
 
 
 def backoff(known: Known) -> float:
@@ -300,7 +302,9 @@ class _Password(_Rotation):
         if check is None or not check.works:
             why = f": {check.error or check.refusal}" if check is not None else "."
             # By a leader before, or for an unknown outcome: nobody logs in until it is known which password to load.
-            held = any(holder.told or holder.left is not None for holder in seen.holders)
+            held = not known.released and any(h.told or h.left is not None for h in seen.holders)
+            if held and known.holding is not None and seen.now - known.holding >= MOST_HOLD:
+                self.known, held = replace(known, released=True), False
             return self.look("Checking", f"Whether the next password is set already is being tried{why}", hold=held)
         if check.works == "next":
             if seen.main is None or seen.main.login != seen.following.login:
