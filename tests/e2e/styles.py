@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.e2e.clients import Clients, Running
 from tests.e2e.cluster import Manifest, await_until
@@ -16,6 +16,11 @@ class Style:
     name: str
     program: str
     options: tuple[str, ...]
+
+    def slower(self, milliseconds: int) -> "Style":
+        """The same with so long a pause of each client between two queries."""
+        at = self.options.index("--interval-ms") + 1
+        return replace(self, options=(*self.options[:at], str(milliseconds), *self.options[at + 1 :]))
 
 
 LIFETIME = "6"  # seconds; far less than a drain takes. Users have minutes, and drains that are as long.

@@ -355,7 +355,7 @@ class Rotating(RuleBasedStateMachine):
                 if wish["config"] == self.config.hash != pod.directive.get("config") and self.following is not None:
                     login = self.config.login
                     assert login != self.following.login or self.valid(login), "told to load what is not valid"
-                if pod.directive.get("hold") and not wish["hold"] and not self.hands:
+                if pod.directive.get("hold") and not wish["hold"] and wish["config"] and not self.hands:
                     role, password, _ = str(wish["config"]).split("/")
                     assert self.pending is None, "let go before it is known which password is valid"
                     assert self.valid(Login(role, password)), "let go with a password that is not valid"
@@ -461,7 +461,10 @@ class Rotating(RuleBasedStateMachine):
     )
     def all_goes_well(self, phase: str, lazy: int, after: float, but: str, outcome: str, stale: bool) -> None:
         """Often enough that rotations get somewhere; but for `lazy` pods, and for what happens in this phase."""
-        self.down = False
+        self.down, self.refusal, self.role_refusal, self.wanted = False, "", "", self.spec
+        self.what_hung_is_over(True)
+        if self.following is None:
+            self.somebody_asks()
         for pod in self.pods:
             pod.reachable = True
         for _ in range(8):
@@ -602,5 +605,5 @@ class Rotating(RuleBasedStateMachine):
 
 TestRotating = Rotating.TestCase
 TestRotating.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

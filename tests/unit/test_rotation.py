@@ -258,6 +258,8 @@ def test_the_idle_role_gets_a_password() -> None:
     step = alternating(checked())
     assert (said(step), step.hold) == (("Setting", "", Effect.ALTER), False)
     assert said(alternating(checked("next"))) == ("Storing", "", Effect.STORE)
+    edited = replace(MAIN, login=Login("app_2", "by hand"))
+    assert said(alternating(checked("next", idle="app"), main=edited)) == ("Storing", "", Effect.STORE)
 
 
 def test_alternating_goes_back() -> None:
