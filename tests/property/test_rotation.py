@@ -10,7 +10,7 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from poolfleet.plan.rotation import ALTERNATING
 from poolfleet.plan.secrets import Login
-from tests.property.rotation_model import OTHER, ROLE, STRANGER, Config, Operated, Pod, Role
+from tests.property.rotation_model import OTHER, ROLE, STRANGER, Config, Operated, Role
 
 
 class Rotating(Operated):
