@@ -526,7 +526,8 @@ async def test_a_stranger_gets_nothing_and_is_told_nothing(house: House) -> None
     secret = {"type": "Stalled", "status": "True", "reason": "SecretNotFound", "message": "db-7.internal is down"}
     conditions = [{**secret, "lastTransitionTime": "2027-01-01T00:00:00Z"}]
     await server.say(maxConnections=100, budget=87, conditions=conditions)
-    await server.apply("v1", "Secret", "ca", stringData={"ca.crt": "-----BEGIN CERTIFICATE-----"})
+    ca = Authority("of the server", time.time()).certificate.decode()
+    await server.apply("v1", "Secret", "ca", stringData={"ca.crt": ca})
     await house.secret("shop-app", username="shop", password="one")
     await house.pool(server=None, serverRef={"name": "db", "namespace": server.namespace})
     await house.rest()
