@@ -127,7 +127,7 @@ EDITS: dict[str, Edit] = {
     ),
     "a CA that is none": Edit(
         {"server": {"tls": {"caSecretRef": {"name": "no-certificate"}}}},
-        "InvalidCredentials",
+        "InvalidCertificate",
         ('Key "ca.crt" of Secret "no-certificate" holds no certificate in PEM', "Write it anew."),
     ),
     "a parameter that decides connections": Edit(
