@@ -24,6 +24,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from tests.integration.agent_pod import Pod, pod
+from tests.integration.pgbouncer_fixtures import Postgres, postgres, wait_until
+
 CRDS: Final = Path(__file__).parents[2] / "crds"
 APPLY: Final = "application/apply-patch+yaml"
 # Who did what, for the test of the operator's rights: requests of ServiceAccounts, without their content.
@@ -327,3 +330,23 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     finally:
         server.stop()
         shutil.rmtree(directory / "etcd", ignore_errors=True)  # pytest keeps the rest for a while
+
+
+# What most tests of the agent begin with; a module that needs more has fixtures of its own under these names.
+
+
+@pytest.fixture(scope="module")
+def pg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL with the role and the database "shop"."""
+    with postgres(tmp_path_factory.mktemp("postgres")) as server:
+        server.query("CREATE ROLE shop LOGIN PASSWORD 'shop'")
+        server.query("CREATE DATABASE shop OWNER shop")
+        yield server
+
+
+@pytest.fixture
+def one(pg: Postgres, tmp_path: Path) -> Iterator[Pod]:
+    """A pod before its first configuration; when the test is over its sessions are gone."""
+    with pod(tmp_path, pg) as made:
+        yield made
+    wait_until("all sessions of the test are gone", lambda: pg.sessions("shop") == 0)

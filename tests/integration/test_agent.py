@@ -4,33 +4,16 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from poolfleet.api import names, wire
 from poolfleet.pgbouncer.render import DatabaseLine
-from tests.integration.agent_pod import POD, SERVER, USER, Load, Pod, pod
-from tests.integration.pgbouncer_fixtures import Postgres, free_port, postgres, wait_until
+from tests.integration.agent_pod import POD, SERVER, USER, Load, Pod
+from tests.integration.pgbouncer_fixtures import free_port, wait_until
 
 ROLE = "shop"
-
-
-@pytest.fixture(scope="module")
-def pg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("postgres")) as server:
-        server.query(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE}'")
-        server.query(f"CREATE DATABASE shop OWNER {ROLE}")
-        yield server
-
-
-@pytest.fixture
-def one(pg: Postgres, tmp_path: Path) -> Iterator[Pod]:
-    with pod(tmp_path, pg) as made:
-        yield made
-    wait_until("all sessions of the test are gone", lambda: pg.sessions(ROLE) == 0)
 
 
 def test_nothing_starts_before_the_first_grant(one: Pod) -> None:

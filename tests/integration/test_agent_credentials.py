@@ -6,8 +6,6 @@ import ssl
 import stat
 import struct
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,25 +15,10 @@ from poolfleet.agent.loader import LIVE
 from poolfleet.api import names, wire
 from poolfleet.pgbouncer.render import Settings, render_ini
 from tests.certificates import Authority, Pair
-from tests.integration.agent_pod import PASSWORD, USER, Pod, pod
-from tests.integration.pgbouncer_fixtures import Postgres, postgres, wait_until
+from tests.integration.agent_pod import PASSWORD, USER, Pod
+from tests.integration.pgbouncer_fixtures import wait_until
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL's protocol
-
-
-@pytest.fixture(scope="module")
-def pg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("postgres")) as server:
-        server.query("CREATE ROLE shop LOGIN PASSWORD 'shop'")
-        server.query("CREATE DATABASE shop OWNER shop")
-        yield server
-
-
-@pytest.fixture
-def one(pg: Postgres, tmp_path: Path) -> Iterator[Pod]:
-    with pod(tmp_path, pg) as made:
-        yield made
-    wait_until("all sessions of the test are gone", lambda: pg.sessions("shop") == 0)
 
 
 def load(one: Pod, files: dict[str, bytes]) -> wire.AgentState:

@@ -3,30 +3,13 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from poolfleet.api import names, wire
-from tests.integration.agent_pod import Drained, Load, Pod, pod
-from tests.integration.pgbouncer_fixtures import Postgres, postgres, wait_until
-
-
-@pytest.fixture(scope="module")
-def pg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("postgres")) as server:
-        server.query("CREATE ROLE shop LOGIN PASSWORD 'shop'")
-        server.query("CREATE DATABASE shop OWNER shop")
-        yield server
-
-
-@pytest.fixture
-def one(pg: Postgres, tmp_path: Path) -> Iterator[Pod]:
-    with pod(tmp_path, pg) as made:
-        yield made
-    wait_until("all sessions of the test are gone", lambda: pg.sessions("shop") == 0)
+from tests.integration.agent_pod import Drained, Load, Pod
+from tests.integration.pgbouncer_fixtures import wait_until
 
 
 def phase(one: Pod) -> str:

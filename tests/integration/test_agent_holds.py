@@ -12,19 +12,11 @@ import pytest
 
 from poolfleet.api import wire
 from tests.integration.agent_pod import Drained, Load, Pod, pod
-from tests.integration.pgbouncer_fixtures import Postgres, postgres, wait_until
+from tests.integration.pgbouncer_fixtures import Postgres, wait_until
 
 ROLE = "shop"
 FAST = 0.5
 """Seconds in which a hold is there; 4 to 15 ms on a quiet machine."""
-
-
-@pytest.fixture(scope="module")
-def pg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("postgres")) as server:
-        server.query(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE}'")
-        server.query(f"CREATE DATABASE shop OWNER {ROLE}")
-        yield server
 
 
 @pytest.fixture
